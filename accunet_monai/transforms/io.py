@@ -1,0 +1,241 @@
+"""Loading volumes, label maps and pictures into MONAI's dictionaries, and saving label maps on their file's grid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import MapTransform
+from monai.utils.enums import MetaKeys, SpaceKeys
+
+from accunet_monai.errors import VolumeError
+from accunet_monai.volumes import (
+    Grid,
+    Volume,
+    read_grid,
+    read_label_map,
+    read_picture,
+    read_volume,
+    write_label_map,
+)
+from accunet_monai.volumes.geometry import largest_shift_mm, same_placement
+
+FILENAME = "filename_or_obj"
+"""MONAI's key of a MetaTensor's meta for the file it came from."""
+
+
+class LoadVolumed(MapTransform):
+    """Path or :class:`~accunet_monai.volumes.Volume` → MetaTensor (1, X, Y, Z) float32 on the file's own grid.
+
+    ``affine`` is voxel → RAS mm (MONAI's ``space`` "RAS"), so that ``Orientationd``, ``Spacingd`` and their inverses
+    work; ``meta["filename_or_obj"]`` is the absolute path, or "" for a volume that came from no file.
+
+    Raises:
+        VolumeError: what :func:`~accunet_monai.volumes.read_volume` raises.
+        KeyError: a key is missing and ``allow_missing_keys`` is false.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replaces the paths or volumes under ``keys`` by tensors."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            source = result[key]
+            volume = source if isinstance(source, Volume) else read_volume(source)
+            result[key] = _meta_tensor(volume, np.float32)
+        return result
+
+
+class LoadLabelMapd(MapTransform):
+    """Path or :class:`~accunet_monai.volumes.Volume` of labels → MetaTensor (1, X, Y, Z) uint8 (int32 above 255).
+
+    Raises:
+        VolumeError: what :func:`~accunet_monai.volumes.read_label_map` raises, and ``LABEL_NOT_INTEGER`` for a Volume
+            of another type.
+        KeyError: a key is missing and ``allow_missing_keys`` is false.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replaces the paths or volumes under ``keys`` by label tensors."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            source = result[key]
+            volume = source if isinstance(source, Volume) else read_label_map(source)
+            _check_labels(volume.array, volume.provenance.get("path"))
+            result[key] = _meta_tensor(volume, np.uint8 if int(volume.array.max()) <= 255 else np.int32)
+        return result
+
+
+class LoadPictured(MapTransform):
+    """Path of a PNG or JPEG → MetaTensor (C, H, W) float32 of 0 to 255, rows from top to bottom.
+
+    Args:
+        keys: keys that hold paths.
+        channels: 1 for grey, 3 for colour.
+
+    Raises:
+        VolumeError: what :func:`~accunet_monai.volumes.read_picture` raises.
+        KeyError: a key is missing and ``allow_missing_keys`` is false.
+    """
+
+    def __init__(self, keys: KeysCollection, channels: int, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.channels = channels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replaces the paths under ``keys`` by tensors."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            pixels = read_picture(result[key], self.channels)
+            meta = {
+                FILENAME: str(Path(result[key]).absolute()),
+                MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
+                MetaKeys.SPATIAL_SHAPE: np.array(pixels.shape[1:]),
+            }
+            result[key] = MetaTensor(torch.from_numpy(pixels), meta=meta)
+        return result
+
+
+class SaveLabelMapd(MapTransform):
+    """MetaTensor (1, X, Y, Z) of labels, already inverted to its file's grid → NIfTI on exactly that grid.
+
+    The grid is read again from the header of ``meta["filename_or_obj"]``. The label map goes to
+    ``output_dir/NAME_POSTFIX.nii.gz`` (``output_dir/NAME/NAME_POSTFIX.nii.gz`` with ``separate_folder``), and its path
+    to ``meta["saved_to"]``. Files are written atomically.
+
+    Args:
+        keys: keys that hold label maps.
+        output_dir: made when missing.
+        output_postfix: what follows the source's name; "" for none.
+        separate_folder: one folder for each source.
+        output_ext: ``.nii.gz`` or ``.nii``.
+        allow_missing_keys: whether absent keys are passed over.
+
+    Raises:
+        VolumeError: ``LABEL_GRID`` when shape or affine is not the file's (a transform was not inverted),
+            ``LABEL_NOT_INTEGER``, ``LABEL_NO_SOURCE`` when the meta names no file, ``OUTPUT_TAKEN`` when this
+            transform has already written that name for another source (two folders with files of one name).
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str | os.PathLike[str],
+        output_postfix: str = "seg",
+        separate_folder: bool = False,
+        output_ext: str = ".nii.gz",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.output_dir = Path(output_dir)
+        self.output_postfix = output_postfix
+        self.separate_folder = separate_folder
+        self.output_ext = output_ext
+        self._source_of: dict[Path, Path] = {}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Writes the label maps under ``keys``; adds ``saved_to`` to their meta."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            tensor = result[key]
+            source = _source_file(tensor)
+            target = self._claimed(self._target(source), source)
+            labels = _label_array(tensor, source)
+            grid = read_grid(source)
+            _check_same_grid(tensor, labels.shape, grid, source)
+            written = write_label_map(target, labels, like=grid, description="accunet-monai label map")
+            saved = tensor.clone()  # a new tensor: the caller's meta stays as it is
+            saved.meta[MetaKeys.SAVED_TO] = str(written)
+            result[key] = saved
+        return result
+
+    def _target(self, source: Path) -> Path:
+        name = _stem(source)
+        folder = self.output_dir / name if self.separate_folder else self.output_dir
+        postfix = f"_{self.output_postfix}" if self.output_postfix else ""
+        return folder / f"{name}{postfix}{self.output_ext}"
+
+    def _claimed(self, target: Path, source: Path) -> Path:
+        if target.exists() and target.samefile(source):
+            raise VolumeError("OUTPUT_TAKEN", "the label map would replace its own image.", path=target)
+        earlier = self._source_of.setdefault(target, source)
+        if earlier != source:
+            raise VolumeError(
+                "OUTPUT_TAKEN",
+                f"already written for {earlier}, now asked for {source}.",
+                path=target,
+                hint="Use separate output folders for sources of one name.",
+            )
+        return target
+
+
+def _meta_tensor(volume: Volume, dtype: type[np.generic]) -> MetaTensor:
+    array = np.array(volume.array[np.newaxis], dtype=dtype, order="C")  # a copy: volumes are read-only
+    path = volume.provenance.get("path")
+    affine = torch.from_numpy(volume.affine_ras.copy())
+    meta = {
+        FILENAME: str(Path(path).absolute()) if path else "",
+        MetaKeys.ORIGINAL_AFFINE: affine.clone(),
+        MetaKeys.SPATIAL_SHAPE: np.array(volume.shape),
+        MetaKeys.SPACE: SpaceKeys.RAS,
+        MetaKeys.ORIGINAL_CHANNEL_DIM: 0,  # the channel axis is there already: EnsureChannelFirstd adds no second one
+    }
+    return MetaTensor(torch.from_numpy(array), affine=affine, meta=meta)
+
+
+def _check_labels(array: np.ndarray[Any, Any], path: str | None) -> None:
+    highest = np.iinfo(np.int32).max
+    if array.dtype.kind not in "biu" or int(array.min()) < 0 or int(array.max()) > highest:
+        raise VolumeError("LABEL_NOT_INTEGER", f"labels are whole numbers of 0 to {highest}.", path=path)
+
+
+def _source_file(tensor: Any) -> Path:
+    name = tensor.meta.get(FILENAME, "") if isinstance(tensor, MetaTensor) else ""
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
+        raise VolumeError(
+            "LABEL_NO_SOURCE",
+            f'the label map does not name the file it belongs to (meta["{FILENAME}"] is {name!r}).',
+            hint="Load it with LoadVolumed from a file, or write it with write_label_map.",
+        )
+    return Path(name)
+
+
+def _label_array(tensor: MetaTensor, source: Path) -> np.ndarray[Any, Any]:
+    """(X, Y, Z) integers from (1, X, Y, Z) of any type."""
+    if tensor.ndim != 4 or tensor.shape[0] != 1:
+        raise VolumeError(
+            "LABEL_GRID",
+            f"expected a label map (1, X, Y, Z), found {tuple(tensor.shape)}.",
+            path=source,
+            hint="Take the argmax over channels first.",
+        )
+    values = tensor.as_tensor().detach().cpu()[0]
+    if values.is_floating_point():
+        if not bool((values == values.round()).all()):
+            raise VolumeError("LABEL_NOT_INTEGER", "the label map has values that are not whole numbers.", path=source)
+        values = values.to(torch.int64)
+    array: np.ndarray[Any, Any] = values.numpy()
+    return array
+
+
+def _check_same_grid(tensor: MetaTensor, shape: tuple[int, ...], grid: Grid, source: Path) -> None:
+    hint = "Invert the spatial transforms (Invertd, nearest_interp=True) before saving."
+    if shape != grid.shape:
+        message = f"the label map has shape {shape}, its image {grid.shape}."
+        raise VolumeError("LABEL_GRID", message, path=source, hint=hint)
+    affine = np.asarray(tensor.affine.cpu(), dtype=np.float64)
+    if affine.shape != (4, 4) or not same_placement(grid.affine_ras, affine, grid.shape):
+        shift = largest_shift_mm(grid.affine_ras, affine, grid.shape) if affine.shape == (4, 4) else float("nan")
+        message = f"the label map lies up to {shift:.3g} mm away from its image."
+        raise VolumeError("LABEL_GRID", message, path=source, hint=hint)
+
+
+def _stem(path: Path) -> str:
+    lower = path.name.lower()
+    ending = next((ending for ending in (".nii.gz", ".nii") if lower.endswith(ending)), path.suffix)
+    return path.name[: len(path.name) - len(ending)] if ending else path.name
