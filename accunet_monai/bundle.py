@@ -1,0 +1,301 @@
+"""Bundles: finding them, describing them, and running their inference on files without trusting their configs.
+
+``monai.bundle run`` evaluates a whole config, expressions included. A :class:`Predictor` resolves only the literal sections
+``network_def``, ``preprocessing``, ``inferer`` and ``postprocessing``, and only targets named in ``ALLOWED_TARGETS``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from accunet_monai.errors import BundleError
+from accunet_monai.volumes import Volume, read_volume
+
+if TYPE_CHECKING:
+    import torch
+    from monai.bundle import ConfigWorkflow
+
+LITERAL_SECTIONS = ("network_def", "preprocessing", "inferer", "postprocessing")
+"""The sections that decide what a bundle computes; they hold no expression and no macro."""
+
+WEIGHTS = Path("models") / "model.safetensors"
+
+ALLOWED_TARGETS = frozenset(
+    {
+        "accunet_monai.networks.ACCUNet",
+        "accunet_monai.inferers.SliceInferer",
+        "accunet_monai.transforms.LoadVolumed",
+        "accunet_monai.transforms.LoadLabelMapd",
+        "accunet_monai.transforms.LoadPictured",
+        "monai.inferers.SimpleInferer",
+        "monai.inferers.SlidingWindowInferer",
+        "monai.networks.nets.BasicUNet",
+        "monai.transforms.Compose",
+        "monai.transforms.Orientationd",
+        "monai.transforms.Spacingd",
+        "monai.transforms.Resized",
+        "monai.transforms.ScaleIntensityRanged",
+        "monai.transforms.ScaleIntensityRangePercentilesd",
+        "monai.transforms.NormalizeIntensityd",
+        "monai.transforms.Invertd",
+        "monai.transforms.KeepLargestConnectedComponentd",
+        "monai.transforms.FillHolesd",
+        "monai.transforms.RemoveSmallObjectsd",
+        "monai.transforms.Identityd",
+    }
+)
+"""What the literal sections may build. All are plain computations on their arguments."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A label map with the image it was made from.
+
+    Attributes:
+        image: the volume as read, or a picture (C, H, W).
+        label_map: unsigned integers on the image's own grid, (X, Y, Z) or (H, W).
+    """
+
+    image: Volume | np.ndarray[Any, Any]
+    label_map: np.ndarray[Any, Any]
+
+
+def bundles_folder() -> Path:
+    """The folder of the shipped bundles: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "_bundles", package.parent / "bundles"):
+        if folder.is_dir():
+            return folder
+    raise BundleError("BUNDLE_NONE", "this installation carries no bundles.", path=package)
+
+
+def list_bundles() -> list[Path]:
+    """Folders of the shipped bundles, by name."""
+    return sorted(path.parent.parent for path in bundles_folder().glob("*/configs/metadata.json"))
+
+
+def find_bundle(name_or_path: str | os.PathLike[str]) -> Path:
+    """Folder of a bundle, given by its path or by the name of a shipped one.
+
+    Raises:
+        BundleError: ``BUNDLE_UNKNOWN``, naming what there is.
+    """
+    given = Path(name_or_path)
+    shipped = {path.name: path for path in list_bundles()}
+    if (given / "configs" / "metadata.json").is_file():
+        return given.resolve()
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    raise BundleError(
+        "BUNDLE_UNKNOWN",
+        "neither a bundle's folder (with configs/metadata.json) nor the name of a shipped bundle.",
+        path=given,
+        hint=f"Shipped: {', '.join(shipped) or 'none'}.",
+    )
+
+
+def read_metadata(bundle: Path) -> dict[str, Any]:
+    """The bundle's ``configs/metadata.json``.
+
+    Raises:
+        BundleError: ``BUNDLE_INVALID`` when it is missing or no JSON object.
+    """
+    path = bundle / "configs" / "metadata.json"
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError("BUNDLE_INVALID", f"no readable metadata ({error}).", path=path) from error
+    if not isinstance(metadata, dict):
+        raise BundleError("BUNDLE_INVALID", "metadata is not a JSON object.", path=path)
+    return metadata
+
+
+def label_names(bundle: Path) -> dict[int, str]:
+    """Label value → name of the foreground labels, from the metadata's ``channel_def`` of the output."""
+    channels = read_metadata(bundle)["network_data_format"]["outputs"]["pred"]["channel_def"]
+    if len(channels) == 1:
+        return {1: str(next(iter(channels.values())))}
+    return {int(value): str(name) for value, name in channels.items() if int(value) > 0}
+
+
+def read_literal_sections(bundle: Path) -> dict[str, Any]:
+    """The literal sections of the bundle's ``configs/inference.yaml`` (or ``.json``), checked.
+
+    Raises:
+        BundleError: ``BUNDLE_INVALID`` (missing, unreadable), ``BUNDLE_EXPRESSION`` (a ``$`` expression or ``%`` macro
+            in a literal section) or ``BUNDLE_TARGET`` (a ``_target_`` that is not on the allow-list).
+    """
+    candidates = [bundle / "configs" / f"inference{ending}" for ending in (".yaml", ".yml", ".json")]
+    path = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        sections = {name: config[name] for name in LITERAL_SECTIONS if name in config}
+        sections["network_def"]["_target_"], sections["preprocessing"]["_target_"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise BundleError("BUNDLE_INVALID", f"no usable inference config ({error!r}).", path=path) from error
+    for name, section in sections.items():
+        _check_literal(section, name, path)
+    return sections
+
+
+def load_bundle(
+    name_or_path: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> Predictor:
+    """Open a bundle for inference.
+
+    Args:
+        name_or_path: a shipped bundle's name, or a bundle's folder.
+        weights: safetensors file; by default the bundle's ``models/model.safetensors``.
+        device: where the network runs.
+
+    Raises:
+        BundleError: for bundles that are missing, incomplete or ask for more than the allow-list.
+        NetworkError: for weights that are missing or do not fit.
+
+    Example:
+        >>> predictor = load_bundle("hippocampus_mri")
+        >>> predictor.labels
+        {1: 'anterior hippocampus', 2: 'posterior hippocampus'}
+    """
+    return Predictor(find_bundle(name_or_path), weights, device)
+
+
+class Predictor:
+    """A bundle's network with its preprocessing, inferer and postprocessing. Made by :func:`load_bundle`.
+
+    Attributes:
+        bundle: the bundle's folder.
+        metadata: its metadata.
+        labels: label value → name.
+        network: in evaluation mode, with weights.
+    """
+
+    def __init__(
+        self, bundle: Path, weights: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu"
+    ) -> None:
+        import torch
+        from monai.bundle import ConfigParser
+
+        from accunet_monai.networks import load_weights
+
+        self.bundle = bundle
+        self.metadata = read_metadata(bundle)
+        self.labels = label_names(bundle)
+        self.device = torch.device(device)
+        sections = read_literal_sections(bundle)
+        parser = ConfigParser(sections)
+        parts = {name: parser.get_parsed_content(name) for name in sections}
+        network = load_weights(parts["network_def"], weights or bundle / WEIGHTS)
+        channels_last = torch.channels_last if self.is_2d_network(network) else torch.preserve_format
+        self.network = network.to(self.device, memory_format=channels_last).eval()
+        self._preprocessing = parts["preprocessing"]
+        self._inferer = parts["inferer"]
+        self._postprocessing = parts.get("postprocessing")
+
+    @staticmethod
+    def is_2d_network(network: torch.nn.Module) -> bool:
+        """Whether the network's convolutions are two-dimensional."""
+        import torch
+
+        return any(isinstance(module, torch.nn.Conv2d) for module in network.modules())
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the bundle is made for 2D pictures (PNG, JPEG) rather than for volumes."""
+        shape = self.metadata["network_data_format"]["inputs"]["image"].get("spatial_shape", [])
+        return self.metadata.get("intended_input") == "picture" and len(shape) == 2
+
+    def predict(self, source: str | os.PathLike[str] | Volume) -> Prediction:
+        """Segment one file or volume.
+
+        Args:
+            source: path of a NIfTI file (or of a picture, for a 2D bundle), or a ``Volume``.
+
+        Returns:
+            The image and its label map on the image's own grid.
+
+        Raises:
+            VolumeError: for input that cannot be read without guessing.
+        """
+        import torch
+
+        image: Volume | np.ndarray[Any, Any] | None = None
+        if not self.takes_pictures:
+            image = source if isinstance(source, Volume) else read_volume(source)
+        data = self._preprocessing({"image": source if image is None else image})
+        with torch.inference_mode():
+            logits = self._inferer(data["image"][None].to(self.device), self._network_call)
+        data["pred"] = logits[0].cpu()
+        if self._postprocessing is not None:
+            data = self._postprocessing(data)
+        label_map = np.asarray(data["pred"])[0]
+        return Prediction(np.asarray(data["image"]) if image is None else image, label_map.astype(np.uint8))
+
+    def _network_call(self, x: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        return self.network(x)  # type: ignore[no-any-return]
+
+
+def running_workflow() -> ConfigWorkflow | None:
+    """The MONAI ``ConfigWorkflow`` in which the calling config expression is being evaluated, or ``None``.
+
+    MONAI's configs know neither their own path nor their resolved content; the workflow on the call stack does.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    frame = inspect.currentframe()
+    while frame is not None:
+        candidate = frame.f_locals.get("self")
+        if isinstance(candidate, ConfigWorkflow):
+            return candidate
+        frame = frame.f_back
+    return None
+
+
+def running_bundle_root(shipped_name: str) -> str:
+    """For ``bundle_root`` in a config: the folder whose config is being run, else the shipped bundle of this name.
+
+    With this a bundle runs from any working directory, also as a copy or under another name.
+    """
+    workflow = running_workflow()
+    if workflow is not None:
+        root = Path(workflow.config_root_path).resolve().parent
+        if (root / "configs" / "metadata.json").is_file():
+            return str(root)
+    return str(find_bundle(shipped_name))
+
+
+def _check_literal(value: Any, where: str, path: Path) -> None:
+    """Refuse expressions, macros and unknown targets, wherever they are nested."""
+    if isinstance(value, Mapping):
+        target = value.get("_target_")
+        if target is not None and target not in ALLOWED_TARGETS:
+            raise BundleError(
+                "BUNDLE_TARGET", f"{where}: {target!r} is not among the targets a Predictor may build.", path=path
+            )
+        for key, item in value.items():
+            if str(key) in ("_mode_", "_requires_", "_desc_") and str(key) != "_desc_":
+                raise BundleError("BUNDLE_EXPRESSION", f"{where}: {key!r} is not allowed here.", path=path)
+            _check_literal(item, f"{where}.{key}", path)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_literal(item, f"{where}[{index}]", path)
+    elif isinstance(value, str) and (value.startswith(("$", "%")) or "%" in value.split("::")[0] and "::" in value):
+        raise BundleError("BUNDLE_EXPRESSION", f"{where}: {value!r} is an expression or macro.", path=path)
+    elif isinstance(value, str) and value.startswith("@"):
+        section = value[1:].split("::")[0].split("#")[0]
+        if section not in LITERAL_SECTIONS:
+            raise BundleError("BUNDLE_EXPRESSION", f"{where}: {value!r} refers to outside the literal sections.", path=path)

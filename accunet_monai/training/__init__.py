@@ -1,0 +1,22 @@
+"""Training and evaluation on Ignite through MONAI's engines, with MLflow tracking. Needs the extra ``train``."""
+
+from accunet_monai.training.augmentation import BatchAugmentation
+from accunet_monai.training.data import AugmentedBatch, SliceDataset, decathlon_cases, download_decathlon
+from accunet_monai.training.evaluation import CaseDice
+from accunet_monai.training.handlers import CaseTable, GradientClip, RichProgress, StopOnNonFinite, WeightsSaver
+from accunet_monai.training.tracking import MLflowTracker
+
+__all__ = [
+    "AugmentedBatch",
+    "BatchAugmentation",
+    "CaseDice",
+    "CaseTable",
+    "GradientClip",
+    "MLflowTracker",
+    "RichProgress",
+    "SliceDataset",
+    "StopOnNonFinite",
+    "WeightsSaver",
+    "decathlon_cases",
+    "download_decathlon",
+]

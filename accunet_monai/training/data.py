@@ -1,0 +1,223 @@
+"""Labelled volumes for training: the list of cases, the split by subject, and their slices in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.transforms import Transform
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from accunet_monai.errors import DatasetError
+from accunet_monai.training.augmentation import BatchAugmentation
+
+Case = dict[str, Any]
+
+
+def decathlon_cases(
+    dataset_dir: str | os.PathLike[str],
+    split_file: str | os.PathLike[str] | None = None,
+    part: str | None = None,
+    limit: int | None = None,
+    label_key: str = "label",
+) -> list[Case]:
+    """Cases of a dataset in the Medical Segmentation Decathlon's layout (``dataset.json``, ``imagesTr``, ``labelsTr``).
+
+    Args:
+        dataset_dir: folder that holds ``dataset.json``.
+        split_file: JSON with ``subjects`` (case name → subject) and one list of case names per part.
+        part: the part of the split to take, e.g. ``"training"`` or ``"validation"``; ``None`` takes all cases.
+        limit: take only the first so many, for trials.
+        label_key: key under which the label's path is given.
+
+    Returns:
+        One ``{"image": path, label_key: path, "case": name}`` per case, in the order of the split or of the dataset.
+
+    Raises:
+        DatasetError: ``DATASET_MISSING``, ``DATASET_INVALID``, ``SPLIT_INVALID``, ``SPLIT_LEAK`` (one subject in two
+            parts) or ``DATASET_FILES`` (all missing files named).
+    """
+    folder = Path(dataset_dir)
+    cases = {case["case"]: case for case in _listed_cases(folder, label_key)}
+    names = list(cases) if part is None else _split_part(split_file, part, cases)
+    chosen = [cases[name] for name in names][:limit]
+    missing = [str(case[key]) for case in chosen for key in ("image", label_key) if not Path(case[key]).is_file()]
+    if missing:
+        raise DatasetError(
+            "DATASET_FILES", f"{len(missing)} listed files are missing: {', '.join(missing[:5])}.", path=folder
+        )
+    if not chosen:
+        raise DatasetError("DATASET_INVALID", f"no cases{f' in part {part!r}' if part else ''}.", path=folder)
+    return chosen
+
+
+def download_decathlon(dataset_dir: str | os.PathLike[str], task: str) -> None:
+    """Fetch a Decathlon task into ``dataset_dir`` through MONAI's own ``DecathlonDataset`` unless it is there.
+
+    Args:
+        dataset_dir: the task's folder, as the archive names it, e.g. ``data/Task04_Hippocampus``.
+        task: the Decathlon's name of the task, e.g. ``Task04_Hippocampus``.
+
+    Raises:
+        DatasetError: ``DATASET_FOLDER_NAME`` when the folder's name is not the task's.
+    """
+    folder = Path(dataset_dir)
+    if (folder / "dataset.json").is_file():
+        return
+    if folder.name != task:
+        raise DatasetError(
+            "DATASET_FOLDER_NAME",
+            f"the archive unpacks into a folder named {task}.",
+            path=folder,
+            hint=f"Use --dataset_dir {folder.parent / task}",
+        )
+    from monai.apps import DecathlonDataset
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    DecathlonDataset(root_dir=folder.parent, task=task, section="training", download=True, cache_num=0, val_frac=0.0)
+
+
+class SliceDataset(Dataset[dict[str, Tensor]]):
+    """All slices of labelled volumes, preprocessed once and kept in memory.
+
+    Args:
+        cases: mappings with ``image`` and ``label`` paths.
+        preprocessing: the bundle's preprocessing, giving ``image`` (C, X, Y, Z) and ``label`` (1, X, Y, Z).
+        roi_size: size (rows, columns) of the slices given out: smaller ones are padded by their edge values, of
+            larger ones a random part is taken.
+        spatial_dim: the spatial axis along which slices are taken.
+        context_slices: neighbours on either side given as channels, as in ``SliceInferer``.
+        progress: show a progress bar while reading.
+
+    Returns (per item):
+        ``image`` (C * (2 * context_slices + 1), rows, columns) float32, ``label`` (1, rows, columns) int64.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Mapping[str, Any]],
+        preprocessing: Callable[[Any], Any] | Transform,
+        roi_size: Sequence[int],
+        spatial_dim: int = 2,
+        context_slices: int = 0,
+        progress: bool = True,
+    ) -> None:
+        self.roi_size = tuple(roi_size)
+        self.context_slices = context_slices
+        self._volumes: list[tuple[Tensor, Tensor]] = []
+        self._index: list[tuple[int, int]] = []
+        for number, case in enumerate(track(cases, "reading volumes", disable=not progress, transient=True)):
+            data: Any = preprocessing(dict(case))
+            image = torch.as_tensor(data["image"].as_tensor(), dtype=torch.float32)
+            label = torch.as_tensor(data["label"].as_tensor())
+            if image.shape[1:] != label.shape[1:]:
+                raise DatasetError(
+                    "LABEL_GRID",
+                    f"image and label have sizes {tuple(image.shape[1:])} and {tuple(label.shape[1:])}.",
+                    path=str(case["label"]),
+                )
+            self._volumes.append((image.movedim(spatial_dim + 1, 0), label.movedim(spatial_dim + 1, 0)))
+            self._index.extend((number, position) for position in range(image.shape[spatial_dim + 1]))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        number, position = self._index[index]
+        image, label = self._volumes[number]
+        last = len(image) - 1
+        around = range(-self.context_slices, self.context_slices + 1)
+        stack = torch.cat([image[min(max(position + offset, 0), last)] for offset in around])
+        joined = self._fit(torch.cat([stack, label[position].to(stack.dtype)]))
+        return {"image": joined[:-1], "label": joined[-1:].long()}
+
+    def _fit(self, plane: Tensor) -> Tensor:
+        """Pad (evenly, edge values) or crop (at random) rows and columns to ``roi_size``."""
+        for axis, size in zip((1, 2), self.roi_size, strict=True):
+            found = plane.shape[axis]
+            if found < size:
+                before = (size - found) // 2
+                positions = (torch.arange(size) - before).clamp(0, found - 1)
+                plane = plane.index_select(axis, positions)
+            elif found > size:
+                plane = plane.narrow(axis, int(torch.randint(found - size + 1, ())), size)
+        return plane
+
+
+class AugmentedBatch:
+    """``prepare_batch`` of a MONAI trainer: augment the batch, then move it to the device.
+
+    Args:
+        augmentation: called with image (N, C, H, W) and label (N, 1, H, W); ``None`` changes nothing.
+    """
+
+    def __init__(self, augmentation: BatchAugmentation | None = None) -> None:
+        self.augmentation = augmentation
+
+    def __call__(
+        self, batch: Mapping[str, Tensor], device: torch.device | str, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Batch of a ``SliceDataset`` → (image, label) on the device, channels last."""
+        image, label = batch["image"], batch["label"]
+        if self.augmentation is not None:
+            image, label = self.augmentation(image, label)
+        image = image.to(device, non_blocking=non_blocking, memory_format=torch.channels_last, **kwargs)
+        return image, label.to(device, non_blocking=non_blocking)
+
+
+def _listed_cases(folder: Path, label_key: str) -> list[Case]:
+    listing = folder / "dataset.json"
+    if not listing.is_file():
+        raise DatasetError(
+            "DATASET_MISSING",
+            "no dataset.json: not a dataset in the Decathlon's layout.",
+            path=folder,
+            hint="Give the folder that holds dataset.json as --dataset_dir, or --download true where there is network.",
+        )
+    try:
+        entries = json.loads(listing.read_text(encoding="utf-8"))["training"]
+        return [
+            {"image": str(folder / e["image"]), label_key: str(folder / e["label"]), "case": _case_name(e["image"])}
+            for e in entries
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError("DATASET_INVALID", f"dataset.json is not as the Decathlon has it ({error!r}).", path=listing)
+
+
+def _case_name(path: str) -> str:
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _split_part(split_file: str | os.PathLike[str] | None, part: str, cases: Mapping[str, Case]) -> list[str]:
+    if split_file is None:
+        raise DatasetError("SPLIT_INVALID", f"part {part!r} was asked for without a split file.")
+    try:
+        split = json.loads(Path(split_file).read_text(encoding="utf-8"))
+        parts: dict[str, list[str]] = split["parts"]
+        subjects: dict[str, str] = split["subjects"]
+        names = parts[part]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError("SPLIT_INVALID", f"no part {part!r} to be read ({error!r}).", path=split_file) from error
+    owner: dict[str, str] = {}
+    for other, members in parts.items():
+        for name in members:
+            subject = str(subjects.get(name, name))
+            if owner.setdefault(subject, other) != other:
+                raise DatasetError(
+                    "SPLIT_LEAK", f"subject {subject} is in {owner[subject]!r} and in {other!r}.", path=split_file
+                )
+    present = [name for name in names if name in cases]
+    if len(present) != len(names):
+        absent = sorted(set(names) - set(cases))
+        raise DatasetError(
+            "SPLIT_INVALID",
+            f"{len(absent)} cases of part {part!r} are not in the dataset, e.g. {', '.join(absent[:3])}.",
+            path=split_file,
+        )
+    return present
