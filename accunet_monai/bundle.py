@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,6 @@ from accunet_monai.volumes import Volume, read_volume
 
 if TYPE_CHECKING:
     import torch
-    from monai.bundle import ConfigWorkflow
 
 LITERAL_SECTIONS = ("network_def", "preprocessing", "inferer", "postprocessing")
 """The sections that decide what a bundle computes; they hold no expression and no macro."""
@@ -101,6 +99,33 @@ def find_bundle(name_or_path: str | os.PathLike[str]) -> Path:
         path=given,
         hint=f"Shipped: {', '.join(shipped) or 'none'}.",
     )
+
+
+def find_images(source: str | os.PathLike[str], endings: Sequence[str] = (".nii", ".nii.gz")) -> list[Path]:
+    """The image files of a file or folder, sorted; of a Decathlon folder those of ``imagesTr``. Hidden files are left out.
+
+    Raises:
+        BundleError: ``INPUT_MISSING`` or ``INPUT_EMPTY``.
+    """
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise BundleError("INPUT_MISSING", "no such file or folder.", path=path)
+    folder = path / "imagesTr" if (path / "imagesTr").is_dir() else path
+    found = sorted(
+        item
+        for item in folder.iterdir()
+        if item.is_file() and item.name.lower().endswith(tuple(endings)) and not item.name.startswith(".")
+    )
+    if not found:
+        raise BundleError("INPUT_EMPTY", f"no file that ends in {' or '.join(endings)}.", path=folder)
+    return found
+
+
+def image_cases(source: str | os.PathLike[str], limit: int | None = None) -> list[dict[str, str]]:
+    """``{"image": path}`` for each NIfTI file of :func:`find_images`, for a dataset in a config."""
+    return [{"image": str(path)} for path in find_images(source)[:limit]]
 
 
 def read_metadata(bundle: Path) -> dict[str, Any]:
@@ -247,35 +272,6 @@ class Predictor:
 
         x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
         return self.network(x)  # type: ignore[no-any-return]
-
-
-def running_workflow() -> ConfigWorkflow | None:
-    """The MONAI ``ConfigWorkflow`` in which the calling config expression is being evaluated, or ``None``.
-
-    MONAI's configs know neither their own path nor their resolved content; the workflow on the call stack does.
-    """
-    from monai.bundle import ConfigWorkflow
-
-    frame = inspect.currentframe()
-    while frame is not None:
-        candidate = frame.f_locals.get("self")
-        if isinstance(candidate, ConfigWorkflow):
-            return candidate
-        frame = frame.f_back
-    return None
-
-
-def running_bundle_root(shipped_name: str) -> str:
-    """For ``bundle_root`` in a config: the folder whose config is being run, else the shipped bundle of this name.
-
-    With this a bundle runs from any working directory, also as a copy or under another name.
-    """
-    workflow = running_workflow()
-    if workflow is not None:
-        root = Path(workflow.config_root_path).resolve().parent
-        if (root / "configs" / "metadata.json").is_file():
-            return str(root)
-    return str(find_bundle(shipped_name))
 
 
 def _check_literal(value: Any, where: str, path: Path) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.engine import Engine
 from ignite.metrics import Metric
 from monai.data import MetaTensor
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+
+from accunet_monai.volumes import atomic_output
 
 Row = dict[str, Any]
 
@@ -53,14 +57,20 @@ class CaseDice(Metric):
         self.prediction_key = prediction_key
         self.reference_key = reference_key
         self.rows: list[Row] = []
-        super().__init__(output_transform=lambda output: output)
+        super().__init__()
 
     def reset(self) -> None:
         """Forget all cases."""
         self.rows = []
 
+    def iteration_completed(self, engine: Engine) -> None:
+        """Add the engine's decollated batch; keys of the batch are seen beside those of the output."""
+        batch: Any = engine.state.batch
+        output: Any = engine.state.output
+        self.update([{**before, **after} for before, after in zip(batch, output, strict=True)])
+
     def update(self, output: Sequence[Mapping[str, Any]]) -> None:
-        """Add a decollated batch: one mapping per case."""
+        """Add cases: one mapping each, with prediction, reference and, if known, ``case``."""
         for case in output:
             prediction, reference = case[self.prediction_key], case[self.reference_key]
             if prediction.shape != reference.shape:
@@ -76,11 +86,6 @@ class CaseDice(Metric):
     def label_means(self) -> dict[str, float]:
         """Mean Dice of each label over the cases where prediction or reference has it."""
         return {name: _mean([row[name] for row in self.rows]) for name in self.labels.values()}
-
-    def attach(self, engine: Any, name: str, usage: Any = None) -> None:
-        """Attach so that the metric can be found again through ``engine.state.metric_objects``."""
-        super().attach(engine, name) if usage is None else super().attach(engine, name, usage)
-        engine.state.case_metric = self
 
 
 def print_case_table(metric: CaseDice, title: str, console: Console | None = None) -> None:
@@ -99,15 +104,14 @@ def print_case_table(metric: CaseDice, title: str, console: Console | None = Non
 
 def write_case_table(metric: CaseDice, path: str | os.PathLike[str]) -> Path:
     """Write the rows as CSV (``case`` and one column per label), atomically."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_output(path) as raw:
+        file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
         writer = csv.DictWriter(file, ["case", *metric.labels.values()])
         writer.writeheader()
         writer.writerows(metric.rows)
-    temporary.replace(target)
-    return target
+        file.flush()
+        file.detach()
+    return Path(path)
 
 
 def _name(case: Mapping[str, Any]) -> str:

@@ -18,10 +18,10 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from PIL import Image
 
-from accunet_monai.bundle import running_workflow
 from accunet_monai.training.evaluation import CaseDice, write_case_table
 from accunet_monai.training.handlers import BEST_WEIGHTS
 from accunet_monai.volumes import contact_sheet
+from accunet_monai.workflow import running_workflow
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _LONGEST_PARAM = 500  # characters: MLflow's limit of a parameter's value is 6000, nobody reads that in a table

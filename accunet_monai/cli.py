@@ -1,0 +1,193 @@
+"""``accunet``: the command line. Heavy packages are imported by the commands, so that ``accunet --help`` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from accunet_monai import __version__
+from accunet_monai.errors import AccunetError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="ACC-UNet for medical images: train, evaluate and run MONAI bundles. Not a medical device.",
+)
+bundle_app = typer.Typer(no_args_is_help=True, help="List, describe and convert bundles.")
+app.add_typer(bundle_app, name="bundle")
+
+console = Console()
+errors = Console(stderr=True)
+
+BundleArgument = Annotated[str, typer.Argument(help="Name of a shipped bundle, or a bundle's folder.")]
+DatasetOption = Annotated[
+    Path, typer.Option("--dataset_dir", "--dataset-dir", help="Folder with dataset.json, imagesTr and labelsTr.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; by default cuda when there is one.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the config; may be repeated.")
+]
+OverlayOption = Annotated[
+    list[Path] | None, typer.Option("--config", help="Config file laid over the bundle's, e.g. configs/fast_dev.yaml.")
+]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for label maps, pictures and the MLflow database.")] = Path(
+        "accunet-demo"
+    ),
+    minutes: Annotated[float, typer.Option(help="Time to train the small network; 0 skips the training.")] = 3.5,
+    control: Annotated[bool, typer.Option(help="Also train on shuffled labels, which must fail.")] = False,
+) -> None:
+    """Segment a brain MRI, train a small network and show its experiment; needs no data and no network."""
+    from accunet_monai.demo import run_demo
+
+    _guarded(run_demo, output, minutes=minutes, control=control, console=console)
+
+
+@app.command()
+def train(
+    bundle: BundleArgument,
+    dataset_dir: DatasetOption,
+    output_dir: Annotated[Path | None, typer.Option(help="Folder for weights and tables.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs.")] = None,
+    device: DeviceOption = None,
+    config: OverlayOption = None,
+    override: SetOption = None,
+) -> None:
+    """Train a bundle on a labelled dataset, tracked in MLflow."""
+    values = {"dataset_dir": str(dataset_dir), **_overrides(override)}
+    for key, value in (("output_dir", output_dir), ("max_epochs", epochs), ("device", device)):
+        if value is not None:
+            values[key] = str(value) if isinstance(value, Path) else value
+    _run_config(bundle, "train", values, config)
+
+
+@app.command()
+def evaluate(
+    bundle: BundleArgument,
+    dataset_dir: DatasetOption,
+    weights: Annotated[Path | None, typer.Option(help="Weights to evaluate instead of the bundle's.")] = None,
+    device: DeviceOption = None,
+    config: OverlayOption = None,
+    override: SetOption = None,
+) -> None:
+    """Dice per case and label of a bundle's weights on its validation cases."""
+    values = {"dataset_dir": str(dataset_dir), **_overrides(override)}
+    for key, value in (("weights", weights), ("device", device)):
+        if value is not None:
+            values[key] = str(value)
+    _run_config(bundle, "evaluate", values, config)
+
+
+@app.command()
+def predict(
+    source: Annotated[Path, typer.Argument(help="A NIfTI file or a folder of them; PNG or JPEG for a 2D bundle.")],
+    bundle: Annotated[str, typer.Option(help="Name of a shipped bundle, or a bundle's folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the label maps.")] = Path("predictions"),
+    overlay: Annotated[bool, typer.Option(help="Also write a picture of each result.")] = False,
+    weights: Annotated[Path | None, typer.Option(help="Weights to use instead of the bundle's.")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Segment files: one label map each, on the image's own grid. A file that fails does not stop the others."""
+    from accunet_monai.batch import predict_files
+
+    report = _guarded(
+        predict_files, source, bundle, output, overlay=overlay, weights=weights, device=device, console=console
+    )
+    if report.failed:
+        raise typer.Exit(1)
+
+
+@bundle_app.command("list")
+def list_command() -> None:
+    """The bundles shipped with this installation."""
+    from accunet_monai.bundle import list_bundles, read_metadata
+
+    table = Table("bundle", "version", "task")
+    for path in _guarded(list_bundles):
+        metadata = read_metadata(path)
+        table.add_row(path.name, str(metadata.get("version", "?")), str(metadata.get("task", "")))
+    console.print(table)
+
+
+@bundle_app.command("show")
+def show_command(bundle: BundleArgument) -> None:
+    """A bundle's purpose, labels, network and weights."""
+    from accunet_monai.summary import print_bundle
+
+    _guarded(print_bundle, bundle, console)
+
+
+@bundle_app.command("export-checkpoint")
+def export_command(
+    bundle: BundleArgument,
+    output: Annotated[Path, typer.Argument(help="File to write, e.g. model.pt.")],
+    weights: Annotated[Path | None, typer.Option(help="Weights to convert instead of the bundle's.")] = None,
+) -> None:
+    """Write the bundle's safetensors weights as a PyTorch state_dict, for tools that want model.pt."""
+    from accunet_monai.summary import export_checkpoint
+
+    _guarded(export_checkpoint, bundle, output, weights)
+    console.print(f"written: {output}")
+
+
+@app.command()
+def version() -> None:
+    """The versions of this package and of what it stands on."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    console.print(f"accunet-monai {__version__}")
+    for package in ("torch", "monai", "pytorch-ignite", "mlflow", "nibabel", "SimpleITK"):
+        try:
+            console.print(f"{package} {installed(package)}")
+        except PackageNotFoundError:
+            console.print(f"{package} not installed")
+
+
+def main() -> None:
+    """Entry point of the ``accunet`` script."""
+    app()
+
+
+def _run_config(bundle: str, name: str, overrides: dict[str, Any], overlays: list[Path] | None) -> None:
+    from accunet_monai.workflow import run_config
+
+    _guarded(run_config, bundle, name, overrides, tuple(overlays or ()))
+
+
+def _overrides(pairs: list[str] | None) -> dict[str, Any]:
+    """``KEY=VALUE`` strings with values as YAML reads them."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"expected KEY=VALUE, got {pair!r}")
+        values[key] = yaml.safe_load(value)
+    return values
+
+
+def _guarded(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a command's work; an error raised on purpose becomes one line and exit status 1."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, AccunetError):  # MONAI wraps what its configs raise
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        errors.print(f"[bold red]error:[/bold red] {cause}", markup=True, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    main()

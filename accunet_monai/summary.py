@@ -1,0 +1,82 @@
+"""What a bundle is, as text; and its weights in PyTorch's own format for tools that want that."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from accunet_monai.bundle import WEIGHTS, find_bundle, load_bundle
+
+
+def print_bundle(name_or_path: str | os.PathLike[str], console: Console | None = None) -> None:
+    """Print purpose, labels, network by stage with parameters, and the weights' header.
+
+    Args:
+        name_or_path: a shipped bundle's name or a bundle's folder.
+        console: where to print.
+    """
+    from accunet_monai.networks.checkpoint import read_weights
+
+    console = console or Console()
+    predictor = load_bundle(name_or_path)
+    metadata = predictor.metadata
+    facts = Table(show_header=False, box=None)
+    for key in ("name", "version", "task", "description", "intended_use", "data_source", "copyright"):
+        if key in metadata:
+            facts.add_row(key, str(metadata[key]))
+    facts.add_row("labels", ", ".join(f"{value} {name}" for value, name in predictor.labels.items()))
+    facts.add_row("folder", str(predictor.bundle))
+    console.print(facts)
+    console.print(network_table(predictor.network))
+    _, header = read_weights(predictor.bundle / WEIGHTS)
+    for key, value in sorted(header.items()):
+        console.print(f"weights: {key} = {value}", highlight=False)
+
+
+def network_table(network: Any) -> Table:
+    """The network's children: what they are made of and their parameters."""
+    table = Table("part", "made of", "parameters")
+    total = 0
+    for name, child in network.named_children():
+        count = sum(parameter.numel() for parameter in child.parameters())
+        blocks = Counter(
+            type(module).__name__
+            for module in child.modules()
+            if type(module).__name__ in ("HANCBlock", "ResPath", "MLFCLayer", "ConvTranspose2d", "ConvTranspose3d")
+        )
+        made_of = ", ".join(f"{number} {kind}" for kind, number in blocks.items()) or type(child).__name__
+        table.add_row(name, made_of, f"{count:,}")
+        total += count
+    table.add_section()
+    table.add_row("all", type(network).__name__, f"{total:,}", style="bold")
+    return table
+
+
+def export_checkpoint(
+    name_or_path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write safetensors weights as a PyTorch ``state_dict`` file, which ``monai.bundle ckpt_export`` takes.
+
+    Args:
+        name_or_path: a shipped bundle's name or a bundle's folder.
+        output: file to write, by convention ``model.pt``.
+        weights: instead of the bundle's.
+    """
+    import torch
+
+    from accunet_monai.networks.checkpoint import read_weights
+    from accunet_monai.volumes.atomic import atomic_output
+
+    tensors, _ = read_weights(weights or find_bundle(name_or_path) / WEIGHTS)
+    with atomic_output(output) as file:
+        torch.save(tensors, file)
+    return Path(output)
+
+

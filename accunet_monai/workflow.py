@@ -1,0 +1,93 @@
+"""A bundle's configs run by MONAI: started from our command line, and asked from within what is being run."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accunet_monai.bundle import find_bundle
+from accunet_monai.errors import BundleError
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigWorkflow
+
+
+def run_config(
+    bundle: str | os.PathLike[str],
+    name: str,
+    overrides: Mapping[str, Any],
+    overlays: tuple[str | os.PathLike[str], ...] = (),
+) -> ConfigWorkflow:
+    """Run a config of a bundle, as ``python -m monai.bundle run`` does, but refuse override keys it does not have.
+
+    Args:
+        bundle: a shipped bundle's name or a bundle's folder.
+        name: of the config, e.g. ``"train"``.
+        overrides: config key (nested with ``::`` or ``#``) → value.
+        overlays: further config files whose top-level keys replace the bundle's.
+
+    Returns:
+        The finished workflow.
+
+    Raises:
+        BundleError: ``BUNDLE_NO_CONFIG``, or ``OVERRIDE_UNKNOWN`` with the nearest key there is.
+    """
+    from monai.bundle import ConfigParser, create_workflow
+
+    folder = find_bundle(bundle) / "configs"
+    config = next((path for path in sorted(folder.glob(f"{name}.*")) if path.suffix in (".yaml", ".yml", ".json")), None)
+    if config is None:
+        there = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise BundleError("BUNDLE_NO_CONFIG", f"the bundle has no config {name!r}.", path=folder, hint=f"It has {there}.")
+    files = [str(config), *(str(overlay) for overlay in overlays)]
+    parser = ConfigParser()
+    parser.read_config(files)
+    for key in overrides:
+        if key not in parser:
+            known = [str(known) for known in parser.get()]
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Top-level keys: {', '.join(known)}."
+            raise BundleError("OVERRIDE_UNKNOWN", f"{name} has no key {key!r}.", path=config, hint=hint)
+    workflow = create_workflow(
+        config_file=files if len(files) > 1 else files[0],
+        meta_file=str(folder / "metadata.json"),
+        logging_file=str(folder / "logging.conf"),
+        workflow_type="train" if name == "train" else "infer",
+        **overrides,
+    )
+    workflow.run()
+    workflow.finalize()
+    return workflow  # type: ignore[no-any-return]
+
+
+def running_workflow() -> ConfigWorkflow | None:
+    """The MONAI ``ConfigWorkflow`` in which the calling config expression is being evaluated, or ``None``.
+
+    MONAI's configs know neither their own path nor their resolved content; the workflow on the call stack does.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    frame = inspect.currentframe()
+    while frame is not None:
+        candidate = frame.f_locals.get("self")
+        if isinstance(candidate, ConfigWorkflow):
+            return candidate
+        frame = frame.f_back
+    return None
+
+
+def running_bundle_root(shipped_name: str) -> str:
+    """For ``bundle_root`` in a config: the folder whose config is being run, else the shipped bundle of this name.
+
+    With this a bundle runs from any working directory, also as a copy or under another name.
+    """
+    workflow = running_workflow()
+    if workflow is not None:
+        root = Path(workflow.config_root_path).resolve().parent
+        if (root / "configs" / "metadata.json").is_file():
+            return str(root)
+    return str(find_bundle(shipped_name))
