@@ -27,13 +27,14 @@ _PALETTE: tuple[Colour, ...] = (
     (213, 94, 0),
     (0, 114, 178),
 )
+_SHADES = ((0, 0.0), (255, 0.4), (0, 0.4), (255, 0.65))  # towards white or black, and how far
 REFERENCE_COLOUR: Colour = (255, 255, 255)
 _BACKGROUND: Colour = (16, 18, 22)
 _TEXT: Colour = (236, 238, 242)
 _FAINT: Colour = (150, 156, 166)
 
 _SHORT_SIDE = (168, 320)  # pixels of a tile's shorter side: at least readable, at most sensible on a screen
-_LONG_SIDE = 640
+_LONG_SIDE = 480
 _MARGIN, _GAP = 20, 8
 _RIM = 0.35
 _AXES = (("sagittal", "x", "AP", "SI"), ("coronal", "y", "RL", "SI"), ("axial", "z", "RL", "AP"))
@@ -136,10 +137,10 @@ def render_overlay(
 
 
 def label_colour(label: int) -> Colour:
-    """Colour of a label from 1, repeated in lighter tints after seven."""
+    """Colour of a label from 1: seven that are easily told apart, then lighter and darker ones; repeated after 28."""
     colour = _PALETTE[(label - 1) % len(_PALETTE)]
-    tint = min((label - 1) // len(_PALETTE), 3) * 0.25
-    red, green, blue = (round(part + (255 - part) * tint) for part in colour)
+    towards, amount = _SHADES[(label - 1) // len(_PALETTE) % len(_SHADES)]
+    red, green, blue = (round(part + (towards - part) * amount) for part in colour)
     return red, green, blue
 
 

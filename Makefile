@@ -1,0 +1,45 @@
+# Every target makes .venv from constraints.txt first, when it is missing or older than pyproject.toml or constraints.txt.
+# PYTHON picks the interpreter (3.11 or newer), PIP_FLAGS is given to every `pip install` (an index of CPU builds, say).
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+STAMP := .venv/.made-from-constraints
+BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench docs clean
+
+help: ## what there is
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(STAMP) ## segment a real MRI, train a small ACC-UNet, show the experiment
+	$(BIN)/accunet demo
+
+test: $(STAMP) ## all tests; the summary names what was skipped and why
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff, mypy, import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## every benchmark, each with its own table
+	set -e; for benchmark in $(BENCHMARKS); do $(BIN)/python $$benchmark; done
+
+docs: $(STAMP) ## the documentation, into site/
+	$(BIN)/mkdocs build --strict
+
+clean: ## remove what make made, .venv too; results of your own runs stay
+	rm -rf .venv site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find accunet_monai tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.11" >&2; exit 1; }
+	@echo "Making .venv from constraints.txt; the first time takes a few minutes."
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt hatchling
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
