@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -63,13 +65,16 @@ def predict_files(
     files = find_images(source, PICTURE_ENDINGS if predictor.takes_pictures else VOLUME_ENDINGS)
     folder = Path(output)
     if folder.resolve() == files[0].parent.resolve():
-        raise BundleError("OUTPUT_TAKEN", "results would lie among the images.", path=folder, hint="Use another --output.")
+        message = "results would lie among the images."
+        raise BundleError("OUTPUT_TAKEN", message, path=folder, hint="Use another --output.")
     report = BatchReport()
     for path in track(files, "segmenting", console=console, transient=True):
         try:
-            report.written[path] = _predict_file(predictor, path, folder, overlay)
+            report.written[path] = _predict_file(predictor, path, folder, overlay, taken=report.written)
         except AccunetError as error:
             report.failed[path] = error
+        except Exception as error:  # whatever it is, the other files go on
+            report.failed[path] = BundleError("PREDICT_FAILED", f"{type(error).__name__}: {error}", path=path)
     _print_report(report, console)
     return report
 
@@ -79,9 +84,7 @@ def write_overlay(prediction: Prediction, path: Path, title: str, labels: dict[i
     if isinstance(prediction.image, Volume):
         image = prediction.image.reoriented("RAS")
         label_map = Volume(prediction.label_map, prediction.image.affine_ras).reoriented("RAS")
-        return contact_sheet(
-            image.array, label_map.array, path, spacing=image.spacing, title=title, label_names=labels
-        )
+        return contact_sheet(image.array, label_map.array, path, spacing=image.spacing, title=title, label_names=labels)
     from PIL import Image
 
     pixels = render_overlay(prediction.image.mean(0), prediction.label_map)
@@ -90,16 +93,18 @@ def write_overlay(prediction: Prediction, path: Path, title: str, labels: dict[i
     return path
 
 
-def _predict_file(predictor: Predictor, path: Path, folder: Path, overlay: bool) -> Path:
+def _predict_file(predictor: Predictor, path: Path, folder: Path, overlay: bool, taken: Mapping[Path, Path]) -> Path:
+    stem = Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+    target = folder / f"{stem}_seg{'.png' if predictor.takes_pictures else '.nii.gz'}"
+    earlier = next((source for source, written in taken.items() if written == target), None)
+    if earlier is not None:
+        raise BundleError("OUTPUT_TAKEN", f"its label map would replace that of {earlier.name}.", path=path)
     prediction = predictor.predict(path)
-    stem = path.name.removesuffix(".gz").rsplit(".", 1)[0]
-    folder.mkdir(parents=True, exist_ok=True)
     if isinstance(prediction.image, Volume):
         description = f"accunet-monai {predictor.bundle.name} {predictor.metadata.get('version', '')}"
-        target = folder / f"{stem}_seg.nii.gz"
         write_label_map(target, prediction.label_map, prediction.image, description=description)
     else:
-        target = write_label_picture(folder / f"{stem}_seg.png", prediction.label_map)
+        write_label_picture(target, prediction.label_map)
     if overlay:
         write_overlay(prediction, folder / f"{stem}_overlay.png", stem, predictor.labels)
     return target
@@ -107,9 +112,11 @@ def _predict_file(predictor: Predictor, path: Path, folder: Path, overlay: bool)
 
 def _print_report(report: BatchReport, console: Console) -> None:
     for path, error in report.failed.items():
-        console.print(f"[red]failed[/red] {path}: {error}", highlight=False, soft_wrap=True)
+        where = "" if error.path == str(path) else f"{path}: "
+        console.print(f"[red]failed[/red] {escape(where + str(error))}", highlight=False, soft_wrap=True)
     table = Table("label maps written", "failed")
     table.add_row(str(len(report.written)), str(len(report.failed)))
     console.print(table)
     if report.written:
-        console.print(f"in {next(iter(report.written.values())).parent}", highlight=False, soft_wrap=True)
+        folder = next(iter(report.written.values())).parent
+        console.print(f"in {folder}", highlight=False, soft_wrap=True, markup=False)

@@ -1,7 +1,8 @@
 """Bundles: finding them, describing them, and running their inference on files without trusting their configs.
 
-``monai.bundle run`` evaluates a whole config, expressions included. A :class:`Predictor` resolves only the literal sections
-``network_def``, ``preprocessing``, ``inferer`` and ``postprocessing``, and only targets named in ``ALLOWED_TARGETS``.
+``monai.bundle run`` evaluates a whole config, expressions included. A :class:`Predictor` resolves only the literal
+sections ``network_def``, ``preprocessing``, ``inferer`` and ``postprocessing``, and only targets named in
+``ALLOWED_TARGETS``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import yaml
 
 from accunet_monai.errors import BundleError
-from accunet_monai.volumes import Volume, read_volume
+from accunet_monai.volumes import Volume, read_picture, read_volume
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,8 @@ ALLOWED_TARGETS = frozenset(
         "monai.inferers.SlidingWindowInferer",
         "monai.networks.nets.BasicUNet",
         "monai.transforms.Compose",
+        "monai.transforms.Activationsd",
+        "monai.transforms.AsDiscreted",
         "monai.transforms.Orientationd",
         "monai.transforms.Spacingd",
         "monai.transforms.Resized",
@@ -102,7 +105,7 @@ def find_bundle(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def find_images(source: str | os.PathLike[str], endings: Sequence[str] = (".nii", ".nii.gz")) -> list[Path]:
-    """The image files of a file or folder, sorted; of a Decathlon folder those of ``imagesTr``. Hidden files are left out.
+    """The image files of a file or folder, sorted, without hidden ones; of a Decathlon folder those of ``imagesTr``.
 
     Raises:
         BundleError: ``INPUT_MISSING`` or ``INPUT_EMPTY``.
@@ -132,15 +135,16 @@ def read_metadata(bundle: Path) -> dict[str, Any]:
     """The bundle's ``configs/metadata.json``.
 
     Raises:
-        BundleError: ``BUNDLE_INVALID`` when it is missing or no JSON object.
+        BundleError: ``BUNDLE_INVALID`` when it is missing, no JSON object, or lacks the input ``image`` or the output
+            ``pred`` with its ``channel_def``.
     """
     path = bundle / "configs" / "metadata.json"
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError("BUNDLE_INVALID", f"no readable metadata ({error}).", path=path) from error
-    if not isinstance(metadata, dict):
-        raise BundleError("BUNDLE_INVALID", "metadata is not a JSON object.", path=path)
+        metadata: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tensors = metadata["network_data_format"]
+        dict(tensors["inputs"]["image"]), [int(channel) for channel in tensors["outputs"]["pred"]["channel_def"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError("BUNDLE_INVALID", f"no usable metadata ({error!r}).", path=path) from error
     return metadata
 
 
@@ -156,16 +160,17 @@ def read_literal_sections(bundle: Path) -> dict[str, Any]:
     """The literal sections of the bundle's ``configs/inference.yaml`` (or ``.json``), checked.
 
     Raises:
-        BundleError: ``BUNDLE_INVALID`` (missing, unreadable), ``BUNDLE_EXPRESSION`` (a ``$`` expression or ``%`` macro
-            in a literal section) or ``BUNDLE_TARGET`` (a ``_target_`` that is not on the allow-list).
+        BundleError: ``BUNDLE_INVALID`` (missing, unreadable, YAML aliases), ``BUNDLE_EXPRESSION`` (a ``$`` expression,
+            ``%`` macro or ``_mode_`` in a literal section) or ``BUNDLE_TARGET`` (a ``_target_`` not on the allow-list).
     """
     candidates = [bundle / "configs" / f"inference{ending}" for ending in (".yaml", ".yml", ".json")]
     path = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        sections = {name: config[name] for name in LITERAL_SECTIONS if name in config}
-        sections["network_def"]["_target_"], sections["preprocessing"]["_target_"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506 (it is a SafeLoader)
+        sections = {name: config[name] for name in LITERAL_SECTIONS if name != "postprocessing" or config.get(name)}
+        for section in sections.values():
+            section["_target_"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError("BUNDLE_INVALID", f"no usable inference config ({error!r}).", path=path) from error
     for name, section in sections.items():
         _check_literal(section, name, path)
@@ -210,7 +215,6 @@ class Predictor:
         self, bundle: Path, weights: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu"
     ) -> None:
         import torch
-        from monai.bundle import ConfigParser
 
         from accunet_monai.networks import load_weights
 
@@ -218,12 +222,10 @@ class Predictor:
         self.metadata = read_metadata(bundle)
         self.labels = label_names(bundle)
         self.device = torch.device(device)
-        sections = read_literal_sections(bundle)
-        parser = ConfigParser(sections)
-        parts = {name: parser.get_parsed_content(name) for name in sections}
+        parts = _built(read_literal_sections(bundle), bundle)
         network = load_weights(parts["network_def"], weights or bundle / WEIGHTS)
         channels_last = torch.channels_last if self.is_2d_network(network) else torch.preserve_format
-        self.network = network.to(self.device, memory_format=channels_last).eval()
+        self.network = network.to(self.device, memory_format=channels_last).eval()  # type: ignore[call-overload]
         self._preprocessing = parts["preprocessing"]
         self._inferer = parts["inferer"]
         self._postprocessing = parts.get("postprocessing")
@@ -238,8 +240,7 @@ class Predictor:
     @property
     def takes_pictures(self) -> bool:
         """Whether the bundle is made for 2D pictures (PNG, JPEG) rather than for volumes."""
-        shape = self.metadata["network_data_format"]["inputs"]["image"].get("spatial_shape", [])
-        return self.metadata.get("intended_input") == "picture" and len(shape) == 2
+        return self.metadata.get("intended_input") == "picture"
 
     def predict(self, source: str | os.PathLike[str] | Volume) -> Prediction:
         """Segment one file or volume.
@@ -252,20 +253,38 @@ class Predictor:
 
         Raises:
             VolumeError: for input that cannot be read without guessing.
+            BundleError: ``BUNDLE_INPUT`` for a ``Volume`` given to a bundle of pictures, ``BUNDLE_OUTPUT`` when what
+                comes out of the postprocessing is no label map on the image's grid.
         """
         import torch
 
-        image: Volume | np.ndarray[Any, Any] | None = None
-        if not self.takes_pictures:
-            image = source if isinstance(source, Volume) else read_volume(source)
-        data = self._preprocessing({"image": source if image is None else image})
+        image = self._read(source)
+        data = self._preprocessing({"image": image if isinstance(image, Volume) else source})
         with torch.inference_mode():
             logits = self._inferer(data["image"][None].to(self.device), self._network_call)
         data["pred"] = logits[0].cpu()
         if self._postprocessing is not None:
             data = self._postprocessing(data)
-        label_map = np.asarray(data["pred"])[0]
-        return Prediction(np.asarray(data["image"]) if image is None else image, label_map.astype(np.uint8))
+        grid = image.shape if isinstance(image, Volume) else image.shape[1:]
+        return Prediction(image, self._label_map(np.asarray(data["pred"]), grid))
+
+    def _read(self, source: str | os.PathLike[str] | Volume) -> Volume | np.ndarray[Any, Any]:
+        if not self.takes_pictures:
+            return source if isinstance(source, Volume) else read_volume(source)
+        if isinstance(source, Volume):
+            raise BundleError("BUNDLE_INPUT", "this bundle takes pictures (PNG, JPEG), not volumes.", path=self.bundle)
+        return read_picture(source, int(self.metadata["network_data_format"]["inputs"]["image"]["num_channels"]))
+
+    def _label_map(self, values: np.ndarray[Any, Any], grid: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        if values.shape != (1, *grid) or bool((values != np.clip(np.rint(values), 0, 65535)).any()):
+            raise BundleError(
+                "BUNDLE_OUTPUT",
+                f"expected a label map of shape {(1, *grid)}, the bundle gave {values.dtype} {values.shape}.",
+                path=self.bundle,
+                hint="Its postprocessing must invert the spatial preprocessing and end in labels.",
+            )
+        label_map: np.ndarray[Any, Any] = values[0].astype(np.uint8 if int(values.max()) <= 255 else np.uint16)
+        return label_map
 
     def _network_call(self, x: torch.Tensor) -> torch.Tensor:
         import torch
@@ -274,24 +293,56 @@ class Predictor:
         return self.network(x)  # type: ignore[no-any-return]
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: with them a small file can stand for an endless or enormous config."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed")
+        return super().compose_node(parent, index)
+
+
+def _built(sections: Mapping[str, Any], bundle: Path) -> dict[str, Any]:
+    """The checked sections as objects."""
+    import torch
+    from monai.bundle import ConfigParser
+    from monai.inferers import Inferer
+
+    parser = ConfigParser(dict(sections))
+    try:
+        parts = {name: parser.get_parsed_content(name) for name in sections}
+    except Exception as error:  # components refuse impossible arguments in many ways; MONAI wraps these
+        raise BundleError(
+            "BUNDLE_INVALID", f"a literal section cannot be built ({error.__cause__ or error}).", path=bundle
+        ) from error
+    if not isinstance(parts["network_def"], torch.nn.Module) or not isinstance(parts["inferer"], Inferer):
+        raise BundleError("BUNDLE_INVALID", "network_def is no network or inferer no inferer.", path=bundle)
+    return parts
+
+
 def _check_literal(value: Any, where: str, path: Path) -> None:
     """Refuse expressions, macros and unknown targets, wherever they are nested."""
     if isinstance(value, Mapping):
-        target = value.get("_target_")
-        if target is not None and target not in ALLOWED_TARGETS:
+        if "_target_" in value and not (isinstance(value["_target_"], str) and value["_target_"] in ALLOWED_TARGETS):
             raise BundleError(
-                "BUNDLE_TARGET", f"{where}: {target!r} is not among the targets a Predictor may build.", path=path
+                "BUNDLE_TARGET",
+                f"{where}: {value['_target_']!r} is not among the targets a Predictor may build.",
+                path=path,
             )
         for key, item in value.items():
-            if str(key) in ("_mode_", "_requires_", "_desc_") and str(key) != "_desc_":
-                raise BundleError("BUNDLE_EXPRESSION", f"{where}: {key!r} is not allowed here.", path=path)
+            special = str(key).startswith(("_", "$", "%", "@")) and key not in ("_target_", "_desc_")
+            if special or "::" in str(key) or "#" in str(key):
+                raise BundleError("BUNDLE_EXPRESSION", f"{where}: the key {key!r} is not allowed here.", path=path)
             _check_literal(item, f"{where}.{key}", path)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _check_literal(item, f"{where}[{index}]", path)
-    elif isinstance(value, str) and (value.startswith(("$", "%")) or "%" in value.split("::")[0] and "::" in value):
+    elif isinstance(value, str) and value.startswith(("$", "%")):
         raise BundleError("BUNDLE_EXPRESSION", f"{where}: {value!r} is an expression or macro.", path=path)
     elif isinstance(value, str) and value.startswith("@"):
         section = value[1:].split("::")[0].split("#")[0]
         if section not in LITERAL_SECTIONS:
-            raise BundleError("BUNDLE_EXPRESSION", f"{where}: {value!r} refers to outside the literal sections.", path=path)
+            message = f"{where}: {value!r} refers to outside the literal sections."
+            raise BundleError("BUNDLE_EXPRESSION", message, path=path)
+    elif not isinstance(value, str | int | float | None):
+        raise BundleError("BUNDLE_EXPRESSION", f"{where}: a {type(value).__name__} is not allowed here.", path=path)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from accunet_monai import __version__
@@ -185,7 +186,7 @@ def _guarded(function: Any, *args: Any, **kwargs: Any) -> Any:
             cause = cause.__cause__
         if cause is None:
             raise
-        errors.print(f"[bold red]error:[/bold red] {cause}", markup=True, highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]error:[/bold red] {escape(str(cause))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from accunet_monai.bundle import WEIGHTS, find_bundle, load_bundle
@@ -28,14 +29,14 @@ def print_bundle(name_or_path: str | os.PathLike[str], console: Console | None =
     facts = Table(show_header=False, box=None)
     for key in ("name", "version", "task", "description", "intended_use", "data_source", "copyright"):
         if key in metadata:
-            facts.add_row(key, str(metadata[key]))
-    facts.add_row("labels", ", ".join(f"{value} {name}" for value, name in predictor.labels.items()))
-    facts.add_row("folder", str(predictor.bundle))
+            facts.add_row(key, escape(str(metadata[key])))
+    facts.add_row("labels", escape(", ".join(f"{value} {name}" for value, name in predictor.labels.items())))
+    facts.add_row("folder", escape(str(predictor.bundle)))
     console.print(facts)
     console.print(network_table(predictor.network))
     _, header = read_weights(predictor.bundle / WEIGHTS)
     for key, value in sorted(header.items()):
-        console.print(f"weights: {key} = {value}", highlight=False)
+        console.print(f"weights: {key} = {value}", highlight=False, markup=False)
 
 
 def network_table(network: Any) -> Table:
@@ -78,5 +79,3 @@ def export_checkpoint(
     with atomic_output(output) as file:
         torch.save(tensors, file)
     return Path(output)
-
-

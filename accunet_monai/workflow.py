@@ -39,10 +39,11 @@ def run_config(
     from monai.bundle import ConfigParser, create_workflow
 
     folder = find_bundle(bundle) / "configs"
-    config = next((path for path in sorted(folder.glob(f"{name}.*")) if path.suffix in (".yaml", ".yml", ".json")), None)
-    if config is None:
-        there = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        raise BundleError("BUNDLE_NO_CONFIG", f"the bundle has no config {name!r}.", path=folder, hint=f"It has {there}.")
+    configs = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".yml", ".json")}
+    if name not in configs:
+        hint = f"It has {', '.join(configs)}."
+        raise BundleError("BUNDLE_NO_CONFIG", f"the bundle has no config {name!r}.", path=folder, hint=hint)
+    config = configs[name]
     files = [str(config), *(str(overlay) for overlay in overlays)]
     parser = ConfigParser()
     parser.read_config(files)

@@ -19,6 +19,8 @@ from torch import Tensor
 Output = Literal["label_map", "probabilities", "logits"]
 
 _OUTPUTS = ("label_map", "probabilities", "logits")
+_MODES = ("constant", "gaussian")
+_PADDING_MODES = ("constant", "reflect", "replicate", "circular")
 _SMALLEST_STEP = 1  # pixels between windows, whatever the overlap
 
 
@@ -91,10 +93,19 @@ class SliceInferer(Inferer):
             raise ValueError(f"overlap must be in [0, 1), once or for both in-plane axes, got {overlap}")
         if spatial_dim not in (0, 1, 2):
             raise ValueError(f"spatial_dim must be 0, 1 or 2, got {spatial_dim}")
-        if sw_batch_size < 1 or context_slices < 0:
-            raise ValueError(f"got sw_batch_size={sw_batch_size} (at least 1), context_slices={context_slices} (not negative)")
-        if output not in _OUTPUTS:
-            raise ValueError(f"output must be one of {', '.join(_OUTPUTS)}, got {output!r}")
+        if sw_batch_size < 1:
+            raise ValueError(f"sw_batch_size must be at least 1, got {sw_batch_size}")
+        if context_slices < 0:
+            raise ValueError(f"context_slices must not be negative, got {context_slices}")
+        for name, value, known in (
+            ("output", output, _OUTPUTS),
+            ("mode", mode, _MODES),
+            ("padding_mode", padding_mode, _PADDING_MODES),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if not sigma_scale > 0:
+            raise ValueError(f"sigma_scale must be above 0, got {sigma_scale}")
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must be in (0, 1), got {threshold}")
         self.roi_size = roi_size
@@ -118,7 +129,8 @@ class SliceInferer(Inferer):
         Args:
             inputs: (N, C, X, Y, Z).
             network: any callable, (windows, C', rows, columns) → (windows, classes, rows, columns).
-            args, kwargs: passed on to the network.
+            *args: passed on to the network.
+            **kwargs: passed on to the network.
 
         Returns:
             As ``output`` says; a ``MetaTensor`` with the input's meta data if the input is one.
@@ -142,7 +154,9 @@ class SliceInferer(Inferer):
         if result is None:
             raise ValueError(f"SliceInferer expects at least one slice, found shape {tuple(inputs.shape)}")
         result = result.movedim(2, self.spatial_dim + 2)
-        return MetaTensor(result).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else result
+        if not isinstance(inputs, MetaTensor):
+            return result
+        return MetaTensor(result).copy_meta_from(inputs)  # type: ignore[no-any-return]
 
     def _plan(self, slices: Tensor) -> _Plan:
         rows, columns = slices.shape[3:]
@@ -155,8 +169,9 @@ class SliceInferer(Inferer):
             for size, full, overlap in zip(roi, (height, width), self.overlap, strict=True)
         ]
         device = self.sw_device or slices.device
+        dtype = torch.promote_types(slices.dtype, torch.float32)  # weights are fractions, whatever the volume is made of
         weight = compute_importance_map(
-            get_valid_patch_size((height, width), roi), self.mode, self.sigma_scale, device=device, dtype=slices.dtype
+            get_valid_patch_size((height, width), roi), self.mode, self.sigma_scale, device=device, dtype=dtype
         )
         windows = [(s[0], s[1]) for s in dense_patch_slices((height, width), roi, steps)]
         total = torch.zeros(height, width, dtype=weight.dtype, device=weight.device)
@@ -173,6 +188,8 @@ class SliceInferer(Inferer):
         while batch := list(islice(tasks, self.sw_batch_size)):
             patches = torch.stack([patch for _, _, _, patch in batch])
             outputs = network(patches.to(self.sw_device or slices.device), *args, **kwargs)
+            if not isinstance(outputs, Tensor):
+                raise ValueError(f"the network gave a {type(outputs).__name__}, expected one tensor of logits")
             if outputs.shape[0] != len(batch) or outputs.shape[2:] != patches.shape[2:]:
                 raise ValueError(
                     f"the network turned windows {tuple(patches.shape)} into {tuple(outputs.shape)}, expected the same "
@@ -183,10 +200,12 @@ class SliceInferer(Inferer):
                     yield item, index, self._unpad(output, plan)
                     continue
                 if number == 0 or blended is None:
-                    blended = torch.zeros(output.shape[0], *plan.total.shape, dtype=output.dtype, device=output.device)
-                blended[(slice(None), *plan.windows[number])] += output * plan.weight.to(output.dtype)
+                    dtype = torch.promote_types(output.dtype, plan.weight.dtype)
+                    blended = torch.zeros(output.shape[0], *plan.total.shape, dtype=dtype, device=output.device)
+                blended[(slice(None), *plan.windows[number])] += output * plan.weight
                 if number == len(plan.windows) - 1:
-                    yield item, index, self._unpad(blended / plan.total.to(output.dtype), plan)
+                    mean = blended / plan.total
+                    yield item, index, self._unpad(mean.to(output.dtype) if output.is_floating_point() else mean, plan)
 
     def _windows(self, slices: Tensor, plan: _Plan) -> Iterator[tuple[int, int, int, Tensor]]:
         """(volume, slice, number of the window, window (C', rows, columns)), slice after slice."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from accunet_monai.networks.blocks import LEAKY_RELU, ActivationSpec, HANCBlock, NormSpec, ResPath
 from accunet_monai.networks.mlfc import MLFCLayer, MLFCVariant
@@ -151,8 +152,9 @@ class ACCUNet(nn.Module):
             raise ValueError(f"ACCUNet expects {self.in_channels} input channels, found {x.shape[1]}")
         if not torch.is_floating_point(x):
             raise ValueError(f"ACCUNet expects a floating point image, found {x.dtype}")
-        if x.dtype != self.head.weight.dtype and not torch.is_autocast_enabled():
-            raise ValueError(f"ACCUNet expects {self.head.weight.dtype} as its weights are, found {x.dtype}")
+        if not is_scripting():  # noqa: SIM102 (TorchScript)
+            if x.dtype != self.head.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise ValueError(f"ACCUNet expects {self.head.weight.dtype} as its weights are, found {x.dtype}")
         for axis, expected in enumerate(self.input_shape):
             if expected != 0 and x.shape[axis + 2] != expected:
                 raise ValueError(f"ACCUNet was made for spatial shape {self.input_shape}, found {x.shape[2:]}")
@@ -244,18 +246,24 @@ def _stage(
 
 
 def _pad_to_multiple(x: Tensor, multiple: int = SIZE_MULTIPLE) -> Tensor:
-    """Pad each spatial axis at its end by edge values up to a multiple of 16 (no branch on size, for export)."""
+    """Pad each spatial axis at its end by edge values up to a multiple of 16.
+
+    No branch on size, and the padded size is written as 16 times a rounded-up quotient: so ``torch.export`` can prove
+    that every level's size divides, for all sizes from 17 on.
+    """
     pad: list[int] = []
     for axis in range(x.dim() - 1, 1, -1):
-        pad += [0, -x.shape[axis] % multiple]
+        size = x.shape[axis]
+        pad += [0, (size + multiple - 1) // multiple * multiple - size]
     return F.pad(x, pad, mode="replicate")
 
 
 def _crop(x: Tensor, size: list[int]) -> Tensor:
-    """The first ``size`` elements along each spatial axis."""
-    if len(size) == 2:
-        return x[:, :, : size[0], : size[1]]
-    return x[:, :, : size[0], : size[1], : size[2]]
+    """The first ``size`` elements along each spatial axis, by negative pads: a slice exports for some sizes only."""
+    pad: list[int] = []
+    for axis in range(x.dim() - 1, 1, -1):
+        pad += [0, size[axis - 2] - x.shape[axis]]
+    return F.pad(x, pad)
 
 
 def _check_arguments(

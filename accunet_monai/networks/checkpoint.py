@@ -43,7 +43,12 @@ def load_network(path: str | os.PathLike[str], device: str | torch.device = "cpu
             path=path,
             hint="Build the network and use load_weights(network, path).",
         )
-    network = ACCUNet(**json.loads(header[CONFIG_KEY]))
+    try:
+        network = ACCUNet(**json.loads(header[CONFIG_KEY]))
+    except (TypeError, ValueError) as error:
+        raise NetworkError(
+            "WEIGHTS_NO_CONFIG", f"the file's arguments make no ACC-UNet ({error}).", path=path
+        ) from error
     load_into(network, weights, path)
     return network.to(device).eval()
 

@@ -79,7 +79,9 @@ class BatchAugmentation:
         """
         grid = self._grid(image)
         moved = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        reference = F.grid_sample(label.to(image.dtype), grid, mode="nearest", padding_mode="border", align_corners=False)
+        reference = F.grid_sample(
+            label.to(image.dtype), grid, mode="nearest", padding_mode="border", align_corners=False
+        )
         return self._intensity(moved), reference.to(label.dtype)
 
     def _grid(self, image: Tensor) -> Tensor:
@@ -91,7 +93,10 @@ class BatchAugmentation:
         aspect = height / width
         offset = 2 * self.shift * self._uniform((n, 2), -1, 1) * self._chosen(n)[:, None]
         theta = torch.stack(
-            [torch.stack([cosine, -sine * aspect, offset[:, 0]], 1), torch.stack([sine / aspect, cosine, offset[:, 1]], 1)],
+            [
+                torch.stack([cosine, -sine * aspect, offset[:, 0]], 1),
+                torch.stack([sine / aspect, cosine, offset[:, 1]], 1),
+            ],
             1,
         )
         for axis in self.mirror:

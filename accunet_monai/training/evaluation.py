@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine
 from ignite.metrics import Metric
 from monai.data import MetaTensor
@@ -39,10 +38,10 @@ def dice_per_label(prediction: Tensor, reference: Tensor, labels: Sequence[int])
 
 
 class CaseDice(Metric):
-    """Ignite metric: Dice of each case and label from label maps; its value is the mean over labels of the mean over cases.
+    """Ignite metric: Dice of each case and label from label maps.
 
-    Where neither prediction nor reference has a label, the case is left out of that label's mean (and counted as such in
-    the table); a label found where there is none scores 0.
+    Its value is the mean over labels of the mean over cases. Where neither prediction nor reference has a label, the
+    case is left out of that label's mean (a dash in the table); a label found where there is none scores 0.
 
     Args:
         labels: label value → name, of the foreground labels.
@@ -50,9 +49,7 @@ class CaseDice(Metric):
         reference_key: key of the reference label map of the same shape.
     """
 
-    def __init__(
-        self, labels: Mapping[int, str], prediction_key: str = "pred", reference_key: str = "label"
-    ) -> None:
+    def __init__(self, labels: Mapping[int, str], prediction_key: str = "pred", reference_key: str = "label") -> None:
         self.labels = {int(value): str(name) for value, name in labels.items()}
         self.prediction_key = prediction_key
         self.reference_key = reference_key
@@ -95,7 +92,9 @@ def print_case_table(metric: CaseDice, title: str, console: Console | None = Non
     for column in ("case", *names, "mean"):
         table.add_column(column, justify="left" if column == "case" else "right")
     for row in sorted(metric.rows, key=lambda row: _mean([row[name] for name in names])):
-        table.add_row(row["case"], *(_figure(row[name]) for name in names), _figure(_mean([row[name] for name in names])))
+        table.add_row(
+            row["case"], *(_figure(row[name]) for name in names), _figure(_mean([row[name] for name in names]))
+        )
     table.add_section()
     means = metric.label_means()
     table.add_row("mean", *(_figure(means[name]) for name in names), _figure(metric.compute()), style="bold")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,22 @@ from accunet_monai.training.evaluation import CaseDice, print_case_table, write_
 
 BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
+
+
+def on_exception(engine: Engine, clean_up: Callable[[Engine, BaseException], None]) -> None:
+    """Call ``clean_up`` when the engine's run raises, then let the exception go on.
+
+    Ignite swallows an exception for which there are handlers, and stops at the first handler that raises: so one
+    function that raises is kept behind all that clean up.
+    """
+    engine.add_event_handler(Events.EXCEPTION_RAISED, clean_up)
+    if engine.has_event_handler(_reraise, Events.EXCEPTION_RAISED):
+        engine.remove_event_handler(_reraise, Events.EXCEPTION_RAISED)
+    engine.add_event_handler(Events.EXCEPTION_RAISED, _reraise)
+
+
+def _reraise(engine: Engine, error: BaseException) -> None:
+    raise error
 
 
 class RichProgress:
@@ -48,7 +65,7 @@ class RichProgress:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
         engine.add_event_handler(Events.COMPLETED, self._stop)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+        on_exception(engine, self._fail)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._validated, engine)
 
@@ -58,19 +75,18 @@ class RichProgress:
         self.progress.start()
 
     def _advance(self, engine: Engine) -> None:
-        self.progress.update(self.task, advance=1, epoch=engine.state.epoch, loss=_loss(engine))
+        self.progress.update(self.task, advance=1, epoch=engine.state.epoch, loss=last_loss(engine))
 
     def _validated(self, evaluator: Engine, engine: Engine) -> None:
         score = f"Dice {evaluator.state.metrics.get(self.key_metric, float('nan')):.4f}"
         self.progress.update(self.task, score=score)
-        self.console.print(f"epoch {engine.state.epoch}: {score}  loss {_loss(engine):.4f}")
+        self.console.print(f"epoch {engine.state.epoch}: {score}  loss {last_loss(engine):.4f}")
 
     def _stop(self, engine: Engine) -> None:
         self.progress.stop()
 
-    def _fail(self, engine: Engine, error: Exception) -> None:
+    def _fail(self, engine: Engine, error: BaseException) -> None:
         self.progress.stop()
-        raise error
 
 
 class WeightsSaver:
@@ -122,10 +138,10 @@ class StopOnNonFinite:
 
     def check(self, engine: Engine) -> None:
         """Raise ``NetworkError`` (``LOSS_NOT_FINITE``) for a loss that is NaN or infinite."""
-        if not math.isfinite(_loss(engine)):
+        if not math.isfinite(last_loss(engine)):
             raise NetworkError(
                 "LOSS_NOT_FINITE",
-                f"the loss became {_loss(engine)} in epoch {engine.state.epoch}, iteration {engine.state.iteration}.",
+                f"the loss became {last_loss(engine)} in epoch {engine.state.epoch}, iteration {engine.state.iteration}.",
                 hint="Lower learning_rate; the weights of the last validation are kept.",
             )
 
@@ -151,7 +167,7 @@ class GradientClip:
     def clip(self, engine: Engine) -> None:
         """Clip now."""
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
-        engine.state.gradient_norm = float(norm)
+        engine.state.gradient_norm = float(norm)  # type: ignore[attr-defined]
 
 
 class CaseTable:
@@ -176,10 +192,10 @@ class CaseTable:
         """Print and write."""
         print_case_table(self.metric, self.title)
         if self.path is not None:
-            print(f"written: {write_case_table(self.metric, self.path)}")
+            Console().print(f"written: {write_case_table(self.metric, self.path)}", highlight=False, soft_wrap=True)
 
 
-def _loss(engine: Engine) -> float:
+def last_loss(engine: Engine) -> float:
     """The loss of the last iteration of a MONAI trainer, whose output is decollated or not."""
     output: Any = engine.state.output
     first = output[0] if isinstance(output, list) else output

@@ -17,9 +17,10 @@ import yaml
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from PIL import Image
+from rich.console import Console
 
 from accunet_monai.training.evaluation import CaseDice, write_case_table
-from accunet_monai.training.handlers import BEST_WEIGHTS
+from accunet_monai.training.handlers import BEST_WEIGHTS, last_loss, on_exception
 from accunet_monai.volumes import contact_sheet
 from accunet_monai.workflow import running_workflow
 
@@ -41,8 +42,8 @@ def tracking_uri(folder: str | os.PathLike[str] = "runs") -> str:
 class MLflowTracker:
     """Log a MONAI trainer and its evaluator to one MLflow run.
 
-    Logged are: parameters of the resolved config, package versions and git state; loss, learning rate and gradient norm per
-    epoch; validation Dice per label; pictures of the first validation cases by step (MLflow's image slider); at
+    Logged are: parameters of the resolved config, package versions and git state; loss, learning rate and gradient
+    norm per epoch; validation Dice per label; pictures of the first validation cases by step (MLflow's image slider); at
     the end the case table, the config and the bundle folder with the best weights, which ``load_bundle`` opens.
     The run ends as FINISHED, FAILED or KILLED whatever happens, so that nothing later logs into it.
 
@@ -93,7 +94,7 @@ class MLflowTracker:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._log_epoch)
         engine.add_event_handler(Events.COMPLETED, self._finish)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+        on_exception(engine, self._fail)
         self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._log_pictures, engine)
         self.evaluator.add_event_handler(Events.COMPLETED, self._log_validation, engine)
 
@@ -119,8 +120,7 @@ class MLflowTracker:
         self.client.log_text(self.run_id, text, "config.yaml")
 
     def _collect(self, engine: Engine) -> None:
-        output: Any = engine.state.output
-        self._losses.append(float((output[0] if isinstance(output, list) else output)["loss"]))
+        self._losses.append(last_loss(engine))
 
     def _log_epoch(self, engine: Engine) -> None:
         values = {"train_loss": float(np.mean(self._losses)), "learning_rate": engine.optimizer.param_groups[0]["lr"]}  # type: ignore[attr-defined]
@@ -136,10 +136,13 @@ class MLflowTracker:
 
     def _log_pictures(self, evaluator: Engine, trainer: Engine) -> None:
         first = trainer.state.epoch == 1
-        due = first or trainer.state.epoch % self.picture_interval == 0 or trainer.state.epoch == trainer.state.max_epochs
+        due = (
+            first or trainer.state.epoch % self.picture_interval == 0 or trainer.state.epoch == trainer.state.max_epochs
+        )
         if self.run_id is None or not due:
             return
-        for number, case in enumerate(evaluator.state.output, evaluator.state.iteration):  # type: ignore[arg-type]
+        cases: Any = evaluator.state.output
+        for number, case in enumerate(cases, evaluator.state.iteration):
             if number > self.pictures:
                 return
             with tempfile.TemporaryDirectory() as folder:
@@ -166,7 +169,8 @@ class MLflowTracker:
                 shutil.copy2(best, copy / "models" / "model.safetensors")
                 self.client.log_artifacts(self.run_id, str(copy), "bundle")
         self.client.set_terminated(self.run_id, "FINISHED")
-        print(f"MLflow run {self.run_id} of experiment {self.experiment!r}; open it with:\n  {self.command()}")
+        told = f"MLflow run {self.run_id} of experiment {self.experiment!r}; open it with:\n  {self.command()}"
+        Console().print(told, highlight=False, soft_wrap=True)
 
     def command(self) -> str:
         """The shell command that shows the run in a browser."""
@@ -175,7 +179,6 @@ class MLflowTracker:
     def _fail(self, engine: Engine, error: BaseException) -> None:
         if self.run_id is not None:
             self.client.set_terminated(self.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise error
 
 
 def _picture(case: Mapping[str, Any], labels: Mapping[int, str], axis: int, path: Path) -> Path:

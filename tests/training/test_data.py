@@ -1,0 +1,143 @@
+"""Cases, splits and slices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose
+
+from accunet_monai.errors import DatasetError
+from accunet_monai.training import AugmentedBatch, SliceDataset, decathlon_cases, download_decathlon
+from accunet_monai.transforms import LoadLabelMapd, LoadVolumed
+
+PREPROCESSING = Compose([LoadVolumed("image"), LoadLabelMapd("label", allow_missing_keys=True)])
+
+
+def write_case(folder: Path, name: str, image: np.ndarray, label: np.ndarray) -> dict[str, str]:
+    """Write image and label, return the entry of dataset.json."""
+    for part, array in (("imagesTr", image.astype(np.float32)), ("labelsTr", label.astype(np.uint8))):
+        (folder / part).mkdir(exist_ok=True, parents=True)
+        nib.save(nib.Nifti1Image(array, np.eye(4)), folder / part / f"{name}.nii.gz")
+    return {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Three cases whose voxels encode their position: value = 100 x + 10 y + z, label = x."""
+    entries = []
+    for number in range(3):
+        x, y, z = np.meshgrid(np.arange(3), np.arange(4), np.arange(5), indexing="ij")
+        entries.append(write_case(tmp_path, f"case_{number}", 1000 * number + 100 * x + 10 * y + z, x))
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": entries}))
+    return tmp_path
+
+
+def write_split(folder: Path, **parts: Any) -> Path:
+    path = folder / "split.json"
+    path.write_text(json.dumps({"subjects": {"case_0": "a", "case_1": "a", "case_2": "b"}, "parts": parts}))
+    return path
+
+
+def test_cases_of_a_part_in_the_order_of_the_split(dataset: Path) -> None:
+    split = write_split(dataset, training=["case_1", "case_0"], validation=["case_2"])
+    assert [case["case"] for case in decathlon_cases(dataset, split, "training")] == ["case_1", "case_0"]
+    assert [case["case"] for case in decathlon_cases(dataset, split, "training", limit=1)] == ["case_1"]
+    assert [case["case"] for case in decathlon_cases(dataset)] == ["case_0", "case_1", "case_2"]
+    assert "reference" in decathlon_cases(dataset, label_key="reference")[0]
+
+
+def test_a_subject_in_two_parts_is_refused(dataset: Path) -> None:
+    split = write_split(dataset, training=["case_0"], validation=["case_1", "case_2"])
+    with pytest.raises(DatasetError, match="subject a is in 'training' and in 'validation'") as caught:
+        decathlon_cases(dataset, split, "training")
+    assert caught.value.code == "SPLIT_LEAK"
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (lambda folder: (folder / "dataset.json").unlink(), "DATASET_MISSING"),
+        (lambda folder: (folder / "dataset.json").write_text("{"), "DATASET_INVALID"),
+        (lambda folder: (folder / "dataset.json").write_text("[]"), "DATASET_INVALID"),
+        (lambda folder: (folder / "dataset.json").write_text('{"training": []}'), "DATASET_INVALID"),
+        (lambda folder: (folder / "labelsTr" / "case_1.nii.gz").unlink(), "DATASET_FILES"),
+    ],
+)
+def test_broken_datasets_are_refused(dataset: Path, damage: Any, code: str) -> None:
+    damage(dataset)
+    with pytest.raises(DatasetError) as caught:
+        decathlon_cases(dataset)
+    assert caught.value.code == code
+    assert str(dataset) in str(caught.value)
+
+
+def test_a_split_that_names_unknown_cases_or_parts_is_refused(dataset: Path) -> None:
+    split = write_split(dataset, training=["case_0", "case_9"])
+    for part, what in (("training", "case_9"), ("testing", "testing")):
+        with pytest.raises(DatasetError, match=what) as caught:
+            decathlon_cases(dataset, split, part)
+        assert caught.value.code == "SPLIT_INVALID"
+    with pytest.raises(DatasetError, match="without a split file"):
+        decathlon_cases(dataset, None, "training")
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_along_each_axis_with_their_neighbours(dataset: Path, axis: int) -> None:
+    shape = [3, 4, 5]
+    plane = [size for number, size in enumerate(shape) if number != axis]
+    cases = decathlon_cases(dataset, limit=2)
+    slices = SliceDataset(cases, PREPROCESSING, plane, spatial_dim=axis, context_slices=1, progress=False)
+    assert len(slices) == 2 * shape[axis]
+    x, y, z = np.meshgrid(np.arange(3), np.arange(4), np.arange(5), indexing="ij")
+    volume = torch.tensor(np.moveaxis(1000.0 + 100 * x + 10 * y + z, axis, 0), dtype=torch.float32)
+    label = torch.tensor(np.moveaxis(x, axis, 0))
+    for position in range(shape[axis]):
+        item = slices[shape[axis] + position]  # of the second case
+        around = [max(position - 1, 0), position, min(position + 1, shape[axis] - 1)]
+        assert torch.equal(item["image"], volume[around])
+        assert torch.equal(item["label"][0], label[position])
+
+
+def test_small_slices_are_padded_by_their_edges_and_large_ones_cropped(dataset: Path) -> None:
+    cases = decathlon_cases(dataset, limit=1)
+    padded = SliceDataset(cases, PREPROCESSING, [7, 8], spatial_dim=0, progress=False)[2]
+    assert torch.equal(padded["image"][0, :, 3], torch.tensor([202.0, 202.0, 212.0, 222.0, 232.0, 232.0, 232.0]) + 0)
+    assert torch.equal(padded["image"][0, 1], torch.tensor([200.0, 200.0, 201.0, 202.0, 203.0, 204.0, 204.0, 204.0]))
+    assert (padded["label"] == 2).all()
+    corners = set()
+    slices = SliceDataset(cases, PREPROCESSING, [2, 2], spatial_dim=0, progress=False)
+    for _ in range(200):
+        image = slices[0]["image"][0]
+        assert torch.equal(image - image[0, 0], torch.tensor([[0.0, 1.0], [10.0, 11.0]]))
+        corners.add(float(image[0, 0]))
+    assert corners == {10.0 * row + column for row in range(3) for column in range(4)}
+
+
+def test_image_and_label_of_different_size_are_refused(tmp_path: Path) -> None:
+    entry = write_case(tmp_path, "odd", np.zeros((3, 4, 5)), np.zeros((3, 4, 6)))
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [entry]}))
+    with pytest.raises(DatasetError, match=r"\(3, 4, 5\) and \(3, 4, 6\)") as caught:
+        SliceDataset(decathlon_cases(tmp_path), PREPROCESSING, [4, 4], progress=False)
+    assert caught.value.code == "LABEL_GRID"
+
+
+def test_the_batch_is_augmented_and_channels_last() -> None:
+    batch = {"image": torch.zeros(2, 3, 8, 8), "label": torch.ones(2, 1, 8, 8, dtype=torch.long)}
+    image, label = AugmentedBatch(lambda image, label: (image + 1, label))(batch, "cpu")  # type: ignore[arg-type]
+    assert (image == 1).all() and torch.equal(label, batch["label"])
+    assert image.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_download_leaves_a_dataset_alone_and_names_the_folder_it_needs(dataset: Path, tmp_path: Path) -> None:
+    before = (dataset / "dataset.json").read_bytes()
+    download_decathlon(dataset, "Task04_Hippocampus")
+    assert (dataset / "dataset.json").read_bytes() == before
+    with pytest.raises(DatasetError, match="Task04_Hippocampus") as caught:
+        download_decathlon(tmp_path / "elsewhere", "Task04_Hippocampus")
+    assert caught.value.code == "DATASET_FOLDER_NAME"
