@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -87,7 +88,8 @@ def write_overlay(prediction: Prediction, path: Path, title: str, labels: dict[i
         return contact_sheet(image.array, label_map.array, path, spacing=image.spacing, title=title, label_names=labels)
     from PIL import Image
 
-    pixels = render_overlay(prediction.image.mean(0), prediction.label_map)
+    picture = prediction.image
+    pixels = render_overlay(picture[0] if len(picture) == 1 else np.moveaxis(picture, 0, -1), prediction.label_map)
     with atomic_output(path) as file:
         Image.fromarray(pixels).save(file, "PNG")
     return path

@@ -276,7 +276,8 @@ class Predictor:
         return read_picture(source, int(self.metadata["network_data_format"]["inputs"]["image"]["num_channels"]))
 
     def _label_map(self, values: np.ndarray[Any, Any], grid: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        if values.shape != (1, *grid) or bool((values != np.clip(np.rint(values), 0, 65535)).any()):
+        whole = values.dtype.kind in "biu" or bool((values == np.rint(values)).all())
+        if values.shape != (1, *grid) or not whole or values.min() < 0 or values.max() > 65535:
             raise BundleError(
                 "BUNDLE_OUTPUT",
                 f"expected a label map of shape {(1, *grid)}, the bundle gave {values.dtype} {values.shape}.",

@@ -42,13 +42,13 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for label maps, pictures and the MLflow database.")] = Path(
         "accunet-demo"
     ),
-    minutes: Annotated[float, typer.Option(help="Time to train the small network; 0 skips the training.")] = 3.5,
+    train: Annotated[bool, typer.Option(help="Train the small network, too (a few minutes).")] = True,
     control: Annotated[bool, typer.Option(help="Also train on shuffled labels, which must fail.")] = False,
 ) -> None:
     """Segment a brain MRI, train a small network and show its experiment; needs no data and no network."""
     from accunet_monai.demo import run_demo
 
-    _guarded(run_demo, output, minutes=minutes, control=control, console=console)
+    _guarded(run_demo, output, train=train, control=control, console=console)
 
 
 @app.command()

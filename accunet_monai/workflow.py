@@ -5,15 +5,19 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accunet_monai.bundle import find_bundle
+from accunet_monai.bundle import find_bundle, list_bundles
 from accunet_monai.errors import BundleError
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
+
+_DATA = ("metadata", "split")
+"""Files beside the configs that are none."""
 
 
 def run_config(
@@ -39,7 +43,8 @@ def run_config(
     from monai.bundle import ConfigParser, create_workflow
 
     folder = find_bundle(bundle) / "configs"
-    configs = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".yml", ".json")}
+    found = (path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".yml", ".json"))
+    configs = {path.stem: path for path in found if path.stem not in _DATA}
     if name not in configs:
         hint = f"It has {', '.join(configs)}."
         raise BundleError("BUNDLE_NO_CONFIG", f"the bundle has no config {name!r}.", path=folder, hint=hint)
@@ -49,20 +54,31 @@ def run_config(
     parser.read_config(files)
     for key in overrides:
         if key not in parser:
-            known = [str(known) for known in parser.get()]
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Top-level keys: {', '.join(known)}."
+            known = {name: item for name, item in parser.get().items() if name != "_meta_"}
+            near = difflib.get_close_matches(key.replace("#", "::"), list(_keys(known)), n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Top-level keys: {', '.join(map(str, known))}."
             raise BundleError("OVERRIDE_UNKNOWN", f"{name} has no key {key!r}.", path=config, hint=hint)
-    workflow = create_workflow(
-        config_file=files if len(files) > 1 else files[0],
-        meta_file=str(folder / "metadata.json"),
-        logging_file=str(folder / "logging.conf"),
-        workflow_type="train" if name == "train" else "infer",
-        **overrides,
-    )
+    with warnings.catch_warnings():
+        if folder.parent in list_bundles():  # MONAI warns that a config can run any code; of ours this is known
+            warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
+        workflow = create_workflow(
+            config_file=files if len(files) > 1 else files[0],
+            meta_file=str(folder / "metadata.json"),
+            logging_file=str(folder / "logging.conf"),
+            workflow_type="train" if name == "train" else "infer",
+            **overrides,
+        )
     workflow.run()
     workflow.finalize()
     return workflow  # type: ignore[no-any-return]
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """All keys of a nested config, as overrides name them."""
+    if isinstance(config, Mapping | list):
+        for key, item in config.items() if isinstance(config, Mapping) else enumerate(config):
+            yield f"{prefix}{key}"
+            yield from _keys(item, f"{prefix}{key}::")
 
 
 def running_workflow() -> ConfigWorkflow | None:

@@ -93,6 +93,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             larger ones a random part is taken.
         spatial_dim: the spatial axis along which slices are taken.
         context_slices: neighbours on either side given as channels, as in ``SliceInferer``.
+        skip_empty: leave out slices whose label is 0 everywhere.
         progress: show a progress bar while reading.
 
     Returns (per item):
@@ -106,6 +107,7 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         roi_size: Sequence[int],
         spatial_dim: int = 2,
         context_slices: int = 0,
+        skip_empty: bool = False,
         progress: bool = True,
     ) -> None:
         self.roi_size = tuple(roi_size)
@@ -122,8 +124,10 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
                     f"image and label have sizes {tuple(image.shape[1:])} and {tuple(label.shape[1:])}.",
                     path=str(case["label"]),
                 )
-            self._volumes.append((image.movedim(spatial_dim + 1, 0), label.movedim(spatial_dim + 1, 0)))
-            self._index.extend((number, position) for position in range(image.shape[spatial_dim + 1]))
+            slices, labels = image.movedim(spatial_dim + 1, 0), label.movedim(spatial_dim + 1, 0)
+            self._volumes.append((slices, labels))
+            wanted = [not skip_empty or bool((one != 0).any()) for one in labels]
+            self._index.extend((number, position) for position, keep in enumerate(wanted) if keep)
 
     def __len__(self) -> int:
         return len(self._index)

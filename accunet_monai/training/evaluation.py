@@ -37,6 +37,13 @@ def dice_per_label(prediction: Tensor, reference: Tensor, labels: Sequence[int])
     return scores
 
 
+def cases_of(engine: Engine) -> list[dict[str, Any]]:
+    """The decollated batch and output of a MONAI engine's last iteration, joined: one mapping per case."""
+    batch: Any = engine.state.batch
+    output: Any = engine.state.output
+    return [{**before, **after} for before, after in zip(batch, output, strict=True)]
+
+
 class CaseDice(Metric):
     """Ignite metric: Dice of each case and label from label maps.
 
@@ -62,9 +69,7 @@ class CaseDice(Metric):
 
     def iteration_completed(self, engine: Engine) -> None:
         """Add the engine's decollated batch; keys of the batch are seen beside those of the output."""
-        batch: Any = engine.state.batch
-        output: Any = engine.state.output
-        self.update([{**before, **after} for before, after in zip(batch, output, strict=True)])
+        self.update(cases_of(engine))
 
     def update(self, output: Sequence[Mapping[str, Any]]) -> None:
         """Add cases: one mapping each, with prediction, reference and, if known, ``case``."""

@@ -210,7 +210,7 @@ def make_tissue_dataset(
             image, label_map = synthesise(maps, affine_ras, [seed, index], settings)
             if shuffle_labels:
                 label_map = shuffled(label_map, [seed, index, 1])
-            _write_image(complete / "imagesTr" / _name(index), image, affine_ras)
+            write_image(complete / "imagesTr" / _name(index), image, affine_ras)
             write_label_map(complete / "labelsTr" / _name(index), label_map, Grid(label_map.shape, affine_ras))
             if progress is not None:
                 progress(index + 1, count)
@@ -371,7 +371,7 @@ def _name(index: int) -> str:
     return f"tissue_{index:03d}.nii.gz"
 
 
-def _write_image(path: Path, image: Array, affine_ras: Array) -> None:
+def write_image(path: Path, image: Array, affine_ras: Array) -> None:
     """The image in whole numbers, as a scanner stores it, in a folder that is made if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = np.rint(image).clip(0, np.iinfo(np.int16).max).astype(np.int16)

@@ -19,7 +19,7 @@ from monai.data import MetaTensor
 from PIL import Image
 from rich.console import Console
 
-from accunet_monai.training.evaluation import CaseDice, write_case_table
+from accunet_monai.training.evaluation import CaseDice, cases_of, write_case_table
 from accunet_monai.training.handlers import BEST_WEIGHTS, last_loss, on_exception
 from accunet_monai.volumes import contact_sheet
 from accunet_monai.workflow import running_workflow
@@ -141,8 +141,7 @@ class MLflowTracker:
         )
         if self.run_id is None or not due:
             return
-        cases: Any = evaluator.state.output
-        for number, case in enumerate(cases, evaluator.state.iteration):
+        for number, case in enumerate(cases_of(evaluator), evaluator.state.iteration):
             if number > self.pictures:
                 return
             with tempfile.TemporaryDirectory() as folder:

@@ -134,7 +134,7 @@ def test_a_run_in_mlflow_tells_what_happened(tmp_path: Path, store: Path) -> Non
     assert [m.step for m in client.get_metric_history(run.info.run_id, "val_mean_dice")] == [1, 2]
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"bundle", "config.yaml", "validation_cases.csv", "images"} <= names
-    pictures = {Path(item.path).name.split("%")[0] for item in client.list_artifacts(run.info.run_id, "images")}
+    pictures = {Path(item.path).name.split("+")[0] for item in client.list_artifacts(run.info.run_id, "images")}
     assert pictures == {"val_01_case_1"}
     folder = Path(client.download_artifacts(run.info.run_id, "bundle", str(tmp_path)))
     weights = load_network(folder / "models" / "model.safetensors")

@@ -1,0 +1,361 @@
+"""SliceInferer: grids computed by hand, MONAI's own inferer as the yardstick, neighbours, batches and memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.bundle import ConfigParser
+from monai.data.meta_tensor import MetaTensor
+from monai.engines.evaluator import SupervisedEvaluator
+from monai.inferers.inferer import SliceInferer as MonaiSliceInferer
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from accunet_monai.inferers import SliceInferer
+
+CLOSE = 1e-5
+"""Blending sums float32 products in another order than MONAI does; values are of the order of 1."""
+
+
+def column(values: list[list[float]]) -> Tensor:
+    """A volume of one slice along its last axis: (1, 1, rows, columns, 1)."""
+    return torch.tensor(values)[None, None, :, :, None]
+
+
+def counting() -> Callable[[Tensor], Tensor]:
+    """A network whose n-th window (from 1) is filled with n, whatever is in it."""
+    seen = 0
+
+    def network(x: Tensor) -> Tensor:
+        nonlocal seen
+        numbers = torch.arange(seen + 1, seen + 1 + len(x), dtype=x.dtype)
+        seen += len(x)
+        return numbers[:, None, None, None].expand(len(x), 1, *x.shape[2:]).clone()
+
+    return network
+
+
+def plane(inferer: SliceInferer, volume: Tensor, network: Callable[[Tensor], Tensor]) -> list[list[float]]:
+    return inferer(volume, network)[0, 0, :, :, 0].tolist()
+
+
+GRID = torch.zeros(1, 1, 4, 4, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# By hand, on 4×4
+
+
+def test_windows_without_overlap_run_along_rows_first() -> None:
+    inferer = SliceInferer(roi_size=(2, 2), overlap=0, spatial_dim=2, output="logits")
+    assert plane(inferer, GRID, counting()) == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
+
+
+def test_overlap_with_constant_weights_is_the_mean_of_the_windows() -> None:
+    # rows 0-1, 1-2, 2-3 of full width: windows 1, 2, 3; the inner rows are seen twice
+    inferer = SliceInferer(roi_size=(2, 4), overlap=(0.5, 0), spatial_dim=2, output="logits")
+    assert plane(inferer, GRID, counting()) == [[1.0] * 4, [1.5] * 4, [2.5] * 4, [3.0] * 4]
+
+
+def test_the_last_window_is_moved_back_to_the_border() -> None:
+    # width 3, step 3: the second window starts at column 1, so that columns 1 and 2 are seen twice
+    inferer = SliceInferer(roi_size=(4, 3), overlap=0, spatial_dim=2, output="logits")
+    assert plane(inferer, GRID, counting()) == [[1.0, 1.5, 1.5, 2.0]] * 4
+
+
+def test_overlap_with_gaussian_weights() -> None:
+    # windows of width 3 at columns 0 and 1; sigma = 0.5 × 3 = 1.5 pixels, so that a neighbour of the middle pixel weighs
+    # exp(-1 / (2 × 1.5²)) = 0.8007 of it; columns 1 and 2 are seen twice
+    inferer = SliceInferer(
+        roi_size=(4, 3), overlap=0.5, mode="gaussian", sigma_scale=0.5, spatial_dim=2, output="logits"
+    )
+    second = (1 * 1 + 0.8007 * 2) / 1.8007  # window 1's middle, window 2's left
+    third = (0.8007 * 1 + 1 * 2) / 1.8007
+    for row in plane(inferer, GRID, counting()):
+        assert row == pytest.approx([1, second, third, 2], abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float16, torch.bfloat16, torch.float64])
+def test_weights_are_fractions_whatever_the_volume_is_made_of(dtype: torch.dtype) -> None:
+    inferer = SliceInferer(roi_size=(3, 3), overlap=0.5, mode="gaussian", spatial_dim=2, output="logits")
+    result = inferer(torch.full((1, 1, 4, 4, 1), 7).to(dtype), lambda x: x)
+    assert result.dtype == (dtype if dtype.is_floating_point else torch.float32)
+    assert torch.allclose(result.float(), torch.tensor(7.0))
+
+
+def test_slices_smaller_than_the_window_are_padded_on_both_sides_and_cut_again() -> None:
+    seen: list[Tensor] = []
+
+    def network(x: Tensor) -> Tensor:
+        seen.append(x.clone())
+        return x
+
+    volume = column([[1, 2], [3, 4]])
+    inferer = SliceInferer(roi_size=(3, 4), cval=-1, spatial_dim=2, output="logits")
+    assert plane(inferer, volume, network) == [[1, 2], [3, 4]]
+    assert seen[0][0, 0].tolist() == [[-1, 1, 2, -1], [-1, 3, 4, -1], [-1, -1, -1, -1]]  # the odd row goes after
+    inferer = SliceInferer(roi_size=(4, 4), padding_mode="replicate", spatial_dim=2, output="logits")
+    assert plane(inferer, volume, network) == [[1, 2], [3, 4]]
+    assert seen[1][0, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
+
+
+def test_label_maps_of_one_and_of_several_channels() -> None:
+    logit = column([[-2, -0.1, 0.1, 2]])
+    binary = SliceInferer(spatial_dim=2)(logit, lambda x: x)
+    assert binary.dtype == torch.uint8
+    assert binary.flatten().tolist() == [0, 0, 1, 1]
+    strict = SliceInferer(spatial_dim=2, threshold=0.8)(logit, lambda x: x)  # sigmoid(2) = 0.88, sigmoid(0.1) = 0.52
+    assert strict.flatten().tolist() == [0, 0, 0, 1]
+    several = SliceInferer(spatial_dim=2)(logit, lambda x: torch.cat([x * 0, x, -2 * x], 1))
+    assert several.shape == (1, 1, 1, 4, 1)
+    assert several.flatten().tolist() == [2, 2, 1, 1]
+    probabilities = SliceInferer(spatial_dim=2, output="probabilities")
+    assert torch.allclose(probabilities(logit, lambda x: x), torch.sigmoid(logit))
+    both = probabilities(logit, lambda x: torch.cat([x, -x], 1))
+    assert torch.allclose(both[:, :1], torch.sigmoid(2 * logit), atol=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Against MONAI 1.6.1
+
+
+def made_network(channels: int, classes: int, seed: int) -> torch.nn.Module:
+    """Neither local nor linear, so that window borders and padding show."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(classes, channels, 3, 3, generator=generator) / (3 * channels**0.5)
+
+    class Network(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.squeeze() if x.dim() == 6 else x
+            return torch.tanh(F.conv2d(x, weight, padding=1)) + 0.1 * x.mean((1, 2, 3))[:, None, None, None]
+
+    return Network()
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> dict[str, Any]:
+    shape = draw(st.tuples(*[st.integers(1, 9)] * 3))
+    in_plane = st.integers(2, 11)
+    return {
+        "shape": shape,
+        "batch": draw(st.integers(1, 2)),
+        "channels": draw(st.integers(1, 2)),
+        "classes": draw(st.integers(1, 3)),
+        "seed": draw(st.integers(0, 1000)),
+        "arguments": {
+            "roi_size": draw(st.tuples(in_plane, in_plane)),
+            "sw_batch_size": draw(st.integers(1, 7)),
+            "overlap": draw(st.sampled_from([0.0, 0.25, 0.5, 0.7, 0.9])),
+            "mode": draw(st.sampled_from(["constant", "gaussian"])),
+            "sigma_scale": draw(st.sampled_from([0.125, 0.3])),
+            # MONAI hands cval on to every padding mode, and torch takes one for "constant" only
+            **draw(st.sampled_from([{"cval": -1.5}, {"cval": 0.0}, {"padding_mode": "replicate"}])),
+        },
+        "spatial_dim": draw(st.integers(0, 2)),
+    }
+
+
+@settings(max_examples=60, deadline=None, derandomize="ACCUNET_REQUIRE" in os.environ)
+@given(problems())
+def test_equals_monais_slice_inferer(problem: dict[str, Any]) -> None:
+    volume = torch.randn(
+        problem["batch"], problem["channels"], *problem["shape"], generator=torch.Generator().manual_seed(1)
+    )
+    network = made_network(problem["channels"], problem["classes"], problem["seed"])
+    arguments, axis = problem["arguments"], problem["spatial_dim"]
+    with torch.no_grad():
+        theirs = MonaiSliceInferer(spatial_dim=axis, **arguments)(volume, network)
+        logits, probabilities, label_map = (
+            SliceInferer(spatial_dim=axis, output=output, **arguments)(volume, network)
+            for output in ("logits", "probabilities", "label_map")
+        )
+    assert logits.shape == theirs.shape
+    assert float((logits - theirs).abs().max()) <= CLOSE
+    binary = problem["classes"] == 1
+    expected = torch.sigmoid(theirs) if binary else torch.softmax(theirs, 1)
+    assert float((probabilities - expected).abs().max()) <= CLOSE
+    if binary:
+        labels, tie = (theirs > 0).to(torch.uint8), theirs.abs() <= CLOSE
+    else:
+        first, second = theirs.topk(2, 1).values.split(1, 1)
+        labels, tie = theirs.argmax(1, keepdim=True).to(torch.uint8), first - second <= CLOSE
+    assert torch.equal(label_map[~tie], labels[~tie])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Neighbouring slices
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_neighbours_are_channels_ordered_by_position_and_repeated_at_the_ends(axis: int) -> None:
+    shape = (4, 5, 6)
+    position = torch.arange(shape[axis], dtype=torch.float32)
+    along = position.reshape([-1 if a == axis else 1 for a in range(3)]).expand(shape)
+    volume = torch.stack([along, along + 100])[None]  # channel 1 is channel 0 plus 100
+    seen: list[list[float]] = []
+
+    def network(x: Tensor) -> Tensor:
+        assert (x == x[:, :, :1, :1]).all()  # every window is one slice, nothing of another
+        seen.extend(x[:, :, 0, 0].tolist())
+        return x[:, 4:5]  # the slice itself: neighbours -2, -1, then it
+
+    result = SliceInferer(spatial_dim=axis, context_slices=2, sw_batch_size=3, output="logits")(volume, network)
+    last = shape[axis] - 1
+    assert seen == [
+        [channel + min(max(index + offset, 0), last) for offset in (-2, -1, 0, 1, 2) for channel in (0, 100)]
+        for index in range(last + 1)
+    ]
+    assert torch.equal(result[0, 0], along)
+
+
+def test_neighbours_with_windows_and_padding_equal_the_whole_slice() -> None:
+    volume = torch.randn(2, 1, 5, 7, 6, generator=torch.Generator().manual_seed(0))
+
+    def pointwise(x: Tensor) -> Tensor:
+        return torch.cat([x[:, 1:2] * x[:, 0:1], x[:, 2:3] - x[:, 1:2]], 1)
+
+    common: dict[str, Any] = {"spatial_dim": 1, "context_slices": 1, "output": "logits"}
+    whole = SliceInferer(**common)(volume, pointwise)
+    cut = SliceInferer(roi_size=(3, 8), overlap=0.5, mode="gaussian", sw_batch_size=4, **common)(volume, pointwise)
+    assert torch.allclose(cut, whole, atol=CLOSE)
+    stacked = torch.cat([volume[:, :, :, :1], volume, volume[:, :, :, -1:]], 3)
+    assert torch.equal(whole[:, :1], stacked[:, :, :, 1:-1] * stacked[:, :, :, :-2])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# How the network is called
+
+
+def test_batches_are_filled_across_windows_slices_and_volumes() -> None:
+    sizes: list[int] = []
+
+    def network(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x
+
+    volume = torch.randn(2, 1, 4, 4, 3)  # 2 volumes × 3 slices × 4 windows = 24
+    SliceInferer(roi_size=(2, 2), overlap=0, sw_batch_size=7, spatial_dim=2, output="logits")(volume, network)
+    assert sizes == [7, 7, 7, 3]
+
+
+def test_arguments_reach_the_network() -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def network(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append((args, kwargs))
+        return x
+
+    SliceInferer(sw_batch_size=2)(torch.zeros(1, 1, 3, 2, 2), network, "a", 2, flag=True)
+    assert calls == [(("a", 2), {"flag": True})] * 2
+
+
+def test_a_meta_tensor_keeps_its_affine() -> None:
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
+    volume = MetaTensor(torch.randn(1, 1, 3, 4, 5), affine=affine, meta={"filename_or_obj": "here.nii"})
+    result = SliceInferer(spatial_dim=1)(volume, lambda x: x)
+    assert isinstance(result, MetaTensor)
+    assert torch.equal(result.affine, affine)
+    assert result.meta["filename_or_obj"] == "here.nii"
+    assert type(SliceInferer()(volume.as_tensor(), lambda x: x)) is Tensor
+
+
+def test_from_a_config_and_in_monais_evaluator() -> None:
+    parser = ConfigParser(
+        {"inferer": {"_target_": "accunet_monai.inferers.SliceInferer", "spatial_dim": 2, "sw_batch_size": 4}}
+    )
+    inferer = parser.get_parsed_content("inferer")
+    assert isinstance(inferer, SliceInferer)
+    volume = torch.randn(1, 1, 4, 5, 6)
+    network = torch.nn.Conv2d(1, 3, 3, padding=1)
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=[{"image": volume, "label": volume}],
+        network=network,
+        inferer=inferer,
+        decollate=False,
+    )
+    evaluator.run()
+    prediction = evaluator.state.output["pred"]
+    assert torch.equal(prediction, inferer(volume, network.eval()))
+    assert prediction.shape == (1, 1, 4, 5, 6)
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of the largest tensor that any operation gave out."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("roi_size", [None, (16, 16)])
+def test_a_label_map_never_needs_a_buffer_of_classes_by_volume(roi_size: tuple[int, int] | None) -> None:
+    classes, shape = 40, (64, 32, 32)
+    volume = torch.zeros(1, 1, *shape)
+    with Allocations() as seen:
+        label_map = SliceInferer(roi_size, sw_batch_size=4)(volume, lambda x: x.expand(-1, classes, -1, -1) + 1)
+    voxels = volume.numel()
+    assert label_map.dtype == torch.uint8
+    one_slice, image = classes * 32 * 32 * 4, voxels * 4  # bytes of float logits of a slice, and of the volume itself
+    assert seen.largest == (4 * one_slice if roi_size is None else max(one_slice, image))  # 4 slices a batch
+    assert seen.largest < classes * voxels / 2  # of even one byte each; float logits would be eight times that
+    with Allocations() as seen:
+        SliceInferer(roi_size, output="logits")(volume, lambda x: x.expand(-1, classes, -1, -1) + 1)
+    assert seen.largest == classes * voxels * 4  # the measure does see such a buffer
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"roi_size": (4, 4, 4)}, "roi_size"),
+        ({"roi_size": (4,)}, "roi_size"),
+        ({"overlap": 1.0}, "overlap"),
+        ({"overlap": -0.1}, "overlap"),
+        ({"overlap": (0.5, 0.5, 0.5)}, "overlap"),
+        ({"overlap": float("nan")}, "overlap"),
+        ({"spatial_dim": 3}, "spatial_dim"),
+        ({"spatial_dim": -1}, "spatial_dim"),
+        ({"sw_batch_size": 0}, "sw_batch_size"),
+        ({"context_slices": -1}, "context_slices"),
+        ({"output": "labels"}, "label_map, probabilities, logits"),
+        ({"mode": "linear"}, "constant, gaussian"),
+        ({"padding_mode": "mirror"}, "reflect"),
+        ({"sigma_scale": 0.0}, "sigma_scale"),
+        ({"threshold": 0.0}, "threshold"),
+        ({"threshold": 1.0}, "threshold"),
+    ],
+)
+def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SliceInferer(**arguments)
+
+
+def test_impossible_inputs_and_networks() -> None:
+    inferer = SliceInferer(sw_batch_size=2)
+    volume = torch.zeros(1, 1, 3, 4, 4)
+    with pytest.raises(ValueError, match="found 4 axes"):
+        inferer(volume[0], lambda x: x)
+    with pytest.raises(ValueError, match="at least one slice"):
+        inferer(volume[:, :, :0], lambda x: x)
+    with pytest.raises(ValueError, match=r"\(2, 1, 4, 4\) into \(2, 1, 2, 2\)"):
+        inferer(volume, lambda x: x[:, :, ::2, ::2])
+    with pytest.raises(ValueError, match=r"into \(1, 1, 4, 4\)"):
+        inferer(volume, lambda x: x[:1])
+    with pytest.raises(ValueError, match="gave a tuple"):
+        inferer(volume, lambda x: (x, x))  # type: ignore[arg-type, return-value]

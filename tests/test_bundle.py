@@ -1,0 +1,394 @@
+"""Bundles found, opened and run on files; what asks for more than the literal sections may is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from PIL import Image
+
+from accunet_monai.bundle import find_bundle, find_images, list_bundles, load_bundle, read_literal_sections
+from accunet_monai.errors import AccunetError, BundleError, NetworkError, VolumeError
+from accunet_monai.networks import ACCUNet
+from accunet_monai.networks.checkpoint import load_network, save_network
+from accunet_monai.volumes import Volume, read_volume
+from tests import made_bundle
+
+NAME = "hippocampus_mri"
+Config = dict[str, Any]
+
+ROUNDING = 2
+"""Voxels that may differ between two ways to the same label map: sums in another order, argmax between near-equals."""
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return made_bundle.copied_bundle(find_bundle(NAME), tmp_path)
+
+
+def code_of(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(AccunetError) as caught:
+        function(*args, **kwargs)
+    return caught.value.code
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Finding
+
+
+def test_found_by_name_and_by_path(bundle: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_bundle(NAME) == root / "bundles" / NAME
+    assert root / "bundles" / NAME in list_bundles()
+    assert find_bundle(bundle) == bundle
+    monkeypatch.chdir(bundle.parent)
+    assert find_bundle(bundle.name) == bundle
+    (bundle.parent / NAME).mkdir()  # a folder of that name which is no bundle does not hide the shipped one
+    assert find_bundle(NAME) == root / "bundles" / NAME
+
+
+def test_unknown_bundles_are_refused_with_what_there_is(tmp_path: Path) -> None:
+    for name in ("hippocampus", tmp_path):
+        with pytest.raises(BundleError, match=NAME) as caught:
+            find_bundle(name)
+        assert caught.value.code == "BUNDLE_UNKNOWN"
+
+
+def test_images_of_a_folder(tmp_path: Path) -> None:
+    for name in ("b.nii", "a.NII.GZ", ".hidden.nii", "notes.txt", "sub/c.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in find_images(tmp_path)] == ["a.NII.GZ", "b.nii"]
+    assert code_of(find_images, tmp_path / "sub", (".png",)) == "INPUT_EMPTY"
+    assert code_of(find_images, tmp_path / "none") == "INPUT_MISSING"
+    assert [path.name for path in find_images(tmp_path / "sub" / "c.nii")] == ["c.nii"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Literal sections: a corpus of what must not get through
+
+
+def at(*keys: str | int) -> Callable[[Config, Any], None]:
+    """A function that puts a value at a nested place of the config."""
+
+    def put(config: Config, value: Any) -> None:
+        place: Any = config
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+
+    return put
+
+
+WIDTH = at("network_def", "base_filters")
+FIRST = at("preprocessing", "transforms", 0)
+AXCODES = at("preprocessing", "transforms", 2, "axcodes")
+INFERER = at("inferer")
+POST = at("postprocessing", "transforms", 0)
+
+CORPUS: dict[str, tuple[Callable[[Config, Any], None], Any, str]] = {
+    "expression": (WIDTH, "$__import__('pathlib').Path('MARKER').touch() or 8", "BUNDLE_EXPRESSION"),
+    "expression in a list": (AXCODES, ["R", "$__import__('pathlib').Path('MARKER').touch()"], "BUNDLE_EXPRESSION"),
+    "import": (WIDTH, "$import os", "BUNDLE_EXPRESSION"),
+    "macro": (WIDTH, "%/etc/passwd::0", "BUNDLE_EXPRESSION"),
+    "macro of this file": (WIDTH, "%evil", "BUNDLE_EXPRESSION"),
+    "os.system": (INFERER, {"_target_": "os.system", "command": "touch MARKER"}, "BUNDLE_TARGET"),
+    "eval": (FIRST, {"_target_": "builtins.eval", "_source": "open('MARKER','w')"}, "BUNDLE_TARGET"),
+    "lambda": (FIRST, {"_target_": "monai.transforms.Lambdad", "keys": "image", "func": "x"}, "BUNDLE_TARGET"),
+    "short name": (FIRST, {"_target_": "Lambdad", "keys": "image", "func": "x"}, "BUNDLE_TARGET"),
+    "deep target": (WIDTH, {"a": [{"b": {"_target_": "os.system", "command": "touch MARKER"}}]}, "BUNDLE_TARGET"),
+    "torch.load": (POST, {"_target_": "torch.load", "f": "x.pt", "weights_only": False}, "BUNDLE_TARGET"),
+    "target by reference": (INFERER, {"_target_": "@network_def"}, "BUNDLE_TARGET"),
+    "target is a list": (INFERER, {"_target_": ["os.system"]}, "BUNDLE_TARGET"),
+    "target is nothing": (INFERER, {"_target_": None}, "BUNDLE_TARGET"),
+    "_mode_": (at("inferer", "_mode_"), "debug", "BUNDLE_EXPRESSION"),
+    "_mode_ callable": (at("preprocessing", "transforms", 0, "_mode_"), "callable", "BUNDLE_EXPRESSION"),
+    "_requires_": (at("inferer", "_requires_"), "$open('MARKER', 'w')", "BUNDLE_EXPRESSION"),
+    "_disabled_": (at("postprocessing", "_disabled_"), True, "BUNDLE_EXPRESSION"),
+    "key with separator": (at("inferer", "a::_target_"), "os.system", "BUNDLE_EXPRESSION"),
+    "key with old separator": (at("inferer", "a#_target_"), "os.system", "BUNDLE_EXPRESSION"),
+    "reference outside": (at("inferer", "roi_size"), "@evil", "BUNDLE_EXPRESSION"),
+    "nested reference outside": (at("inferer", "roi_size"), "@evil::inner", "BUNDLE_EXPRESSION"),
+    "relative reference": (at("inferer", "roi_size"), "@::::evil", "BUNDLE_EXPRESSION"),
+    "endless reference": (at("inferer", "roi_size"), "@inferer", "BUNDLE_INVALID"),
+    "unknown argument": (at("inferer", "no_such"), 1, "BUNDLE_INVALID"),
+    "impossible argument": (at("inferer", "spatial_dim"), 7, "BUNDLE_INVALID"),
+    "no network": (at("network_def"), {"_target_": "monai.inferers.SimpleInferer"}, "BUNDLE_INVALID"),
+    "no inferer": (INFERER, {"_target_": "monai.transforms.Identityd", "keys": "image"}, "BUNDLE_INVALID"),
+    "inferer is text": (INFERER, "SliceInferer", "BUNDLE_INVALID"),
+    "preprocessing is a list": (at("preprocessing"), [], "BUNDLE_INVALID"),
+    "postprocessing is a reference": (at("postprocessing"), "@evil", "BUNDLE_INVALID"),
+}
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_malicious_configs_are_refused_and_nothing_of_them_runs(name: str, bundle: Path, tmp_path: Path) -> None:
+    put, value, code = CORPUS[name]
+    marker = tmp_path / "marker"
+    config = made_bundle.read_config(bundle, "inference")
+    put(config, json.loads(json.dumps(value).replace("MARKER", str(marker))))
+    config["evil"] = {"_target_": "pathlib.Path.touch", "self": f"$__import__('pathlib').Path({str(marker)!r})"}
+    made_bundle.write_config(bundle, "inference", config)
+    with pytest.raises(BundleError) as caught:
+        load_bundle(bundle)
+    assert caught.value.code == code
+    assert caught.value.path is not None
+    assert caught.value.path.startswith(str(bundle))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["expression", "os.system", "deep target"])
+def test_the_corpus_is_no_dud(name: str, bundle: Path, tmp_path: Path) -> None:
+    """MONAI's own parser, which trusts a config, does what the config says: the refusals above are worth something."""
+    put, value, _ = CORPUS[name]
+    marker = tmp_path / "marker"
+    config = made_bundle.read_config(bundle, "inference")
+    put(config, json.loads(json.dumps(value).replace("MARKER", str(marker))))
+    parser = ConfigParser(config)
+    for section in ("network_def", "inferer"):
+        try:
+            parser.get_parsed_content(section)
+        except RuntimeError:  # what comes out of it is no network
+            continue
+    assert marker.exists()
+
+
+def test_what_is_outside_of_the_literal_sections_is_not_even_looked_at(bundle: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    config = made_bundle.read_config(bundle, "inference")
+    touch = f"$__import__('pathlib').Path({str(marker)!r}).touch()"
+    config |= {"imports": [touch], "initialize": [touch]}
+    config["network"] = {"_target_": "os.system", "command": f"touch {marker}"}
+    made_bundle.write_config(bundle, "inference", config)
+    load_bundle(bundle)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("section", ["network_def", "preprocessing", "inferer"])
+def test_missing_sections(section: str, bundle: Path) -> None:
+    config = made_bundle.read_config(bundle, "inference")
+    del config[section]
+    made_bundle.write_config(bundle, "inference", config)
+    assert code_of(load_bundle, bundle) == "BUNDLE_INVALID"
+
+
+NESTED = "a: " + "[" * 5000 + "]" * 5000
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "network_def: [",
+        "",
+        "- network_def",
+        "just text",
+        "network_def: !!python/object/apply:os.system ['touch MARKER']\npreprocessing: {_target_: x}",
+        "network_def: !!python/name:os.system\n",
+        "network_def: &a {_target_: accunet_monai.networks.ACCUNet, x: *a}\n",
+        LAUGHS + "network_def: {_target_: accunet_monai.networks.ACCUNet, act: *a39}\n",
+        NESTED,
+        b"network_def: \xff\xfe",
+    ],
+    ids=["broken", "empty", "list", "text", "python/object", "python/name", "endless", "laughs", "nested", "not utf-8"],
+)
+def test_yaml_that_is_broken_or_more_than_data(text: str | bytes, bundle: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    content = text if isinstance(text, bytes) else text.replace("MARKER", str(marker)).encode()
+    (bundle / "configs" / "inference.yaml").write_bytes(content)
+    assert code_of(read_literal_sections, bundle) == "BUNDLE_INVALID"
+    assert not marker.exists()
+
+
+def test_a_set_is_not_literal_enough(bundle: Path) -> None:
+    path = bundle / "configs" / "inference.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("axcodes: RAS", "axcodes: !!set {$1}"), encoding="utf-8")
+    assert code_of(read_literal_sections, bundle) == "BUNDLE_EXPRESSION"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda metadata: metadata.pop("network_data_format"),
+        lambda metadata: metadata["network_data_format"].update(inputs=[]),
+        lambda metadata: metadata["network_data_format"]["outputs"]["pred"].pop("channel_def"),
+        lambda metadata: metadata["network_data_format"]["outputs"]["pred"].update(channel_def={"x": "y"}),
+    ],
+)
+def test_metadata_without_what_is_needed(change: Callable[[Any], object], bundle: Path) -> None:
+    metadata = made_bundle.read_metadata(bundle)
+    change(metadata)
+    made_bundle.write_metadata(bundle, metadata)
+    assert code_of(load_bundle, bundle) == "BUNDLE_INVALID"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{"])
+def test_metadata_that_is_no_object(text: str, bundle: Path) -> None:
+    (bundle / "configs" / "metadata.json").write_text(text, encoding="utf-8")
+    assert code_of(load_bundle, bundle) == "BUNDLE_INVALID"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Weights
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_pickles_named_safetensors_are_not_unpickled(bundle: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    weights = bundle / "models" / "model.safetensors"
+    for write in (lambda: weights.write_bytes(pickle.dumps(Bomb(marker))), lambda: torch.save(Bomb(marker), weights)):
+        write()
+        with pytest.raises(NetworkError) as caught:
+            load_bundle(bundle)
+        assert (caught.value.code, caught.value.path) == ("WEIGHTS_UNREADABLE", str(weights))
+        assert not marker.exists()
+    torch.load(weights.rename(tmp_path / "model.pt"), weights_only=False)
+    assert marker.exists()  # the bomb is no dud
+
+
+def test_weights_that_are_missing_or_of_another_network(bundle: Path, tmp_path: Path) -> None:
+    other = save_network(ACCUNet(2, 3, 3, base_filters=16), tmp_path / "other.safetensors")
+    assert code_of(load_bundle, bundle, weights=other) == "WEIGHTS_MISMATCH"
+    (bundle / "models" / "model.safetensors").unlink()
+    assert code_of(load_bundle, bundle) == "WEIGHTS_MISSING"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Prediction on volumes
+
+
+@pytest.fixture(params=["made", "real"])
+def image_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A made volume, and a real one where the test data is at hand."""
+    if request.param == "made":
+        return made_bundle.save_volume(tmp_path / "made.nii.gz", made_bundle.made_volume(0, (12, 21, 18))[0])
+    data: Path = request.getfixturevalue("test_data")
+    return sorted((data / "hippocampus" / "imagesTr").glob("*.nii.gz"))[0]
+
+
+def by_hand(path: Path) -> np.ndarray:
+    """What the hippocampus bundle's config says, in numpy and slice by slice; the label map in the RAS orientation."""
+    network = load_network(find_bundle(NAME) / "models" / "model.safetensors")
+    image = np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj, dtype=np.float64)
+    low, high = np.percentile(image, [0.5, 99.5])
+    image = np.clip((image - low) / (high - low), 0, 1)
+    image = torch.from_numpy((image - image.mean()) / image.std()).float()
+    planes = []
+    for x in range(len(image)):
+        stack = torch.stack([image[max(x - 1, 0)], image[x], image[min(x + 1, len(image) - 1)]])
+        with torch.no_grad():
+            planes.append(network(stack[None])[0].argmax(0))
+    return torch.stack(planes).numpy()
+
+
+def test_a_prediction_equals_the_steps_done_by_hand(image_path: Path) -> None:
+    prediction = load_bundle(NAME).predict(image_path)
+    source = nib.load(image_path)
+    assert isinstance(prediction.image, Volume)
+    assert prediction.label_map.shape == source.shape
+    assert prediction.label_map.dtype == np.uint8
+    np.testing.assert_array_equal(prediction.image.affine_ras, source.affine)
+    ras = nib.as_closest_canonical(nib.Nifti1Image(prediction.label_map, source.affine))
+    expected = by_hand(image_path)
+    assert expected.any()
+    assert np.count_nonzero(np.asarray(ras.dataobj) != expected) <= ROUNDING
+
+
+def test_however_the_image_is_stored_the_same_places_get_the_same_labels(image_path: Path, tmp_path: Path) -> None:
+    predictor = load_bundle(NAME)
+    source = nib.load(image_path)
+    reference = predictor.predict(image_path)
+    assert isinstance(reference.image, Volume)
+    expected = Volume(reference.label_map, reference.image.affine_ras).reoriented("RAS")
+    for axcodes in ("LPS", "LAS", "PIR"):
+        change = nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(source.affine), nib.orientations.axcodes2ornt(tuple(axcodes))
+        )
+        path = tmp_path / f"{axcodes}.nii.gz"
+        nib.save(source.as_reoriented(change), path)
+        prediction = predictor.predict(path)
+        assert isinstance(prediction.image, Volume)
+        assert "".join(prediction.image.axcodes) == axcodes
+        assert prediction.label_map.shape == prediction.image.shape
+        found = Volume(prediction.label_map, prediction.image.affine_ras).reoriented("RAS")
+        np.testing.assert_allclose(found.affine_ras, expected.affine_ras, atol=1e-5)
+        assert np.count_nonzero(found.array != expected.array) <= ROUNDING
+
+
+def test_a_volume_object_is_segmented_like_its_file(tmp_path: Path) -> None:
+    path = made_bundle.save_volume(tmp_path / "a.nii", made_bundle.made_volume(3)[0])
+    predictor = load_bundle(NAME)
+    first, second = predictor.predict(path), predictor.predict(read_volume(path))
+    np.testing.assert_array_equal(first.label_map, second.label_map)
+
+
+@pytest.mark.parametrize(
+    "postprocessing",
+    [
+        None,  # stays in the orientation of the preprocessing
+        {"_target_": "monai.transforms.NormalizeIntensityd", "keys": "pred"},  # fractions
+    ],
+)
+def test_a_bundle_whose_result_is_no_label_map_on_the_images_grid(
+    postprocessing: Config | None, bundle: Path, tmp_path: Path
+) -> None:
+    config = made_bundle.read_config(bundle, "inference")
+    config["postprocessing"] = postprocessing
+    made_bundle.write_config(bundle, "inference", config)
+    affine = np.array([[0, 1.0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    path = made_bundle.save_volume(tmp_path / "a.nii", made_bundle.made_volume(3)[0], affine)
+    assert code_of(load_bundle(bundle).predict, path) == "BUNDLE_OUTPUT"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Prediction on pictures
+
+
+@pytest.fixture(scope="module")
+def colour_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_bundle.picture_bundle(tmp_path_factory.mktemp("colour"))
+
+
+def test_a_picture_bundle_segments_pictures(colour_bundle: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    prediction = load_bundle(colour_bundle).predict(tmp_path / "a.png")
+    network = load_network(colour_bundle / "models" / "model.safetensors")
+    with torch.no_grad():
+        logits = network(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1)
+    np.testing.assert_array_equal(np.asarray(prediction.image), np.moveaxis(pixels, -1, 0))
+    assert prediction.label_map.shape == (37, 50)
+    assert np.count_nonzero(prediction.label_map != logits[0].argmax(0).numpy()) <= ROUNDING
+    assert set(np.unique(prediction.label_map)) == {0, 1, 2}
+
+
+def test_pictures_of_other_channels_and_volumes_are_refused(colour_bundle: Path, tmp_path: Path) -> None:
+    predictor = load_bundle(colour_bundle)
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 20, 4), dtype=np.uint8)
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "transparent.png")
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    for name in ("transparent.png", "grey.png"):
+        with pytest.raises(VolumeError) as caught:
+            predictor.predict(tmp_path / name)
+        assert (caught.value.code, caught.value.path) == ("PICTURE_CHANNELS", str(tmp_path / name))
+    assert code_of(predictor.predict, Volume(np.zeros((3, 3, 3)), np.eye(4))) == "BUNDLE_INPUT"
+    grey = load_bundle(made_bundle.picture_bundle(tmp_path, channels=1))
+    assert grey.predict(tmp_path / "grey.png").label_map.shape == (20, 20)
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "colour.png")
+    assert code_of(grey.predict, tmp_path / "colour.png") == "PICTURE_CHANNELS"

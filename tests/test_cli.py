@@ -1,0 +1,131 @@
+"""The command line: exit status, what is printed and what is written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from accunet_monai import __version__
+from accunet_monai.bundle import find_bundle, load_bundle
+from accunet_monai.cli import app
+from accunet_monai.volumes import read_label_map
+from tests import made_bundle
+
+NAME = "hippocampus_mri"
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+
+
+def accunet(*arguments: object, status: int = 0) -> Result:
+    result: Result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return result
+
+
+def test_version_names_this_package_and_its_foundations() -> None:
+    output = accunet("version").stdout
+    assert f"accunet-monai {__version__}\n" in output
+    assert f"torch {torch.__version__}\n" in output
+    assert re.search(r"^monai \d", output, re.MULTILINE)
+
+
+def test_bundle_list_and_show() -> None:
+    assert re.search(rf"{NAME}.*Segmentation of the anterior", accunet("bundle", "list").stdout)
+    shown = accunet("bundle", "show", NAME).stdout
+    total = sum(parameter.numel() for parameter in load_bundle(NAME).network.parameters())
+    assert f"{total:,}" in shown
+    assert "1 anterior hippocampus, 2 posterior hippocampus" in shown
+    assert '"base_filters": 8' in shown  # the weights' header
+    parts = re.findall(r"│ (\w+) +│ [^│]+│ +([\d,]+) │", shown)
+    assert sum(int(count.replace(",", "")) for name, count in parts if name != "all") == total
+
+
+def test_export_checkpoint_writes_a_state_dict(tmp_path: Path) -> None:
+    accunet("bundle", "export-checkpoint", NAME, tmp_path / "model.pt")
+    state_dict = torch.load(tmp_path / "model.pt", weights_only=True)
+    expected = load_bundle(NAME).network.state_dict()
+    assert state_dict.keys() == expected.keys()
+    assert all(torch.equal(state_dict[key], value) for key, value in expected.items())
+
+
+def test_predict_a_folder_with_a_bad_file(tmp_path: Path) -> None:
+    image = made_bundle.made_volume(0)[0]
+    good = made_bundle.save_volume(tmp_path / "in" / "good.nii.gz", image)
+    bad = made_bundle.save_volume(tmp_path / "in" / "bad.nii.gz", np.stack([image] * 3, 3))
+    (tmp_path / "in" / "[broken].nii").write_bytes(b"no NIfTI")
+    output = tmp_path / "out"
+    result = accunet("predict", good.parent, "--bundle", NAME, "-o", output, "--overlay", "--device", "cpu", status=1)
+    assert f"[VOLUME_NOT_3D] {bad}: expected a 3D volume, found shape (10, 20, 18, 3)" in result.stdout
+    assert f"{tmp_path / 'in' / '[broken].nii'}: " in result.stdout  # brackets in a path are no markup
+    assert re.search(r"│ 1 +│ 2 +│", result.stdout)
+    assert sorted(path.name for path in output.iterdir()) == ["good_overlay.png", "good_seg.nii.gz"]
+    accunet("predict", good, "--bundle", NAME, "-o", tmp_path / "other", "--device", "cpu")
+    again = read_label_map(tmp_path / "other" / "good_seg.nii.gz").array
+    np.testing.assert_array_equal(again, read_label_map(output / "good_seg.nii.gz").array)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_predict_pictures_with_a_bundle_for_pictures(ending: str, tmp_path: Path) -> None:
+    bundle = made_bundle.picture_bundle(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (33, 40, 4), dtype=np.uint8)
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.fromarray(pixels[..., :3]).save(source / f"colour.{ending}", quality=100)
+    arguments = ("predict", source, "--bundle", bundle, "-o", tmp_path / "out", "--overlay", "--device", "cpu")
+    accunet(*arguments)
+    expected = load_bundle(bundle).predict(source / f"colour.{ending}")
+    with Image.open(tmp_path / "out" / "colour_seg.png") as stored:
+        np.testing.assert_array_equal(np.asarray(stored), expected.label_map)
+    with Image.open(tmp_path / "out" / "colour_overlay.png") as overlay:
+        shown = np.asarray(overlay)
+    background = np.broadcast_to(expected.label_map[..., None] == 0, shown.shape)
+    plain = np.moveaxis(np.asarray(expected.image), 0, -1)
+    np.testing.assert_allclose(shown[background], plain[background], atol=1)  # in the picture's own colours
+    assert np.abs(shown[~background] - plain[~background]).max() > 30
+
+    Image.fromarray(pixels[..., 0]).save(source / "grey.png")
+    Image.fromarray(pixels, "RGBA").save(source / "transparent.png")
+    result = accunet(*arguments, status=1)
+    for name in ("grey.png", "transparent.png"):
+        assert f"[PICTURE_CHANNELS] {source / name}: " in result.stdout
+    (tmp_path / "volumes").mkdir()
+    made_bundle.save_volume(tmp_path / "volumes" / "a.nii", made_bundle.made_volume(0)[0])
+    refused = accunet("predict", tmp_path / "volumes", "--bundle", bundle, "-o", tmp_path / "out", status=1)
+    assert "[INPUT_EMPTY]" in refused.stderr
+
+
+def test_output_among_the_images_and_unknown_bundles(tmp_path: Path) -> None:
+    path = made_bundle.save_volume(tmp_path / "a.nii", made_bundle.made_volume(0)[0])
+    assert "[OUTPUT_TAKEN]" in accunet("predict", path, "--bundle", NAME, "-o", tmp_path, status=1).stderr
+    result = accunet("predict", path, "--bundle", "hippocampus", "-o", tmp_path / "out", status=1)
+    assert result.stderr.startswith("error: [BUNDLE_UNKNOWN] hippocampus: ")
+    assert NAME in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_misspelt_overrides_are_refused_with_the_nearest_key(tmp_path: Path) -> None:
+    for command, wrong, right in (("train", "max_epoch=3", "max_epochs"), ("evaluate", "limit_case=1", "limit_cases")):
+        result = accunet(command, NAME, "--dataset_dir", tmp_path, "--set", wrong, status=1)
+        assert "[OVERRIDE_UNKNOWN]" in result.stderr
+        assert f"Did you mean '{right}'?" in result.stderr
+    assert "expected KEY=VALUE" in accunet("train", NAME, "--dataset_dir", ".", "--set", "max_epochs", status=2).stderr
+
+
+def test_errors_from_within_a_config_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("train", "evaluate"):
+        result = accunet(command, NAME, "--dataset-dir", tmp_path / "none", status=1)
+        assert result.stderr.startswith(f"error: [DATASET_MISSING] {tmp_path / 'none'}: ")
+        assert len(result.stderr.splitlines()) == 1
+    assert find_bundle(NAME).is_dir()
