@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -58,6 +59,8 @@ def run_config(
             near = difflib.get_close_matches(key.replace("#", "::"), list(_keys(known)), n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Top-level keys: {', '.join(map(str, known))}."
             raise BundleError("OVERRIDE_UNKNOWN", f"{name} has no key {key!r}.", path=config, hint=hint)
+    for chatty in ("monai.bundle.scripts", "monai.bundle.workflows"):  # they print every argument
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         if folder.parent in list_bundles():  # MONAI warns that a config can run any code; of ours this is known
             warnings.filterwarnings("ignore", "parsing config_file", UserWarning)

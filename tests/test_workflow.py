@@ -16,7 +16,10 @@ from tests import made_bundle
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
 CONFIG = {
-    "imports": ["$from accunet_monai.workflow import running_bundle_root, running_workflow"],
+    "imports": [
+        "$from accunet_monai.workflow import running_bundle_root",
+        "$from accunet_monai.workflow import running_workflow",
+    ],
     "bundle_root": "$running_bundle_root('hippocampus_mri')",
     "max_epochs": 5,
     "nested": {"inner": {"rate": 0.5}, "items": [1, 2, 3]},
@@ -64,7 +67,9 @@ def test_overrides_reach_nested_keys_in_both_spellings(bundle: Path) -> None:
 )
 def test_keys_that_do_not_exist_are_refused_before_anything_runs(key: str, hint: str, bundle: Path) -> None:
     marker = bundle / "ran"
-    made_bundle.write_config(bundle, "train", {**CONFIG, "initialize": [f"$__import__('pathlib').Path({str(marker)!r}).touch()"]})
+    made_bundle.write_config(
+        bundle, "train", {**CONFIG, "initialize": [f"$__import__('pathlib').Path({str(marker)!r}).touch()"]}
+    )
     with pytest.raises(BundleError) as caught:
         run_config(bundle, "train", {key: 1})
     assert caught.value.code == "OVERRIDE_UNKNOWN"

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from accunet_monai.demo.hippocampus import segment_hippocampi
 from accunet_monai.demo.tissue import train_on_made_brains
-from accunet_monai.training.tracking import tracking_uri
 
 HONESTY = (
     "The image is an average of 152 people, and all training shapes are deformations of the same anatomy: "
@@ -39,9 +38,5 @@ def run_demo(output: Path, *, train: bool = True, control: bool = False, console
         if control:
             console.rule("3. Control: the same training on shuffled labels")
             train_on_made_brains(output, console, shuffle_labels=True)
-        uri = tracking_uri(output)
-        console.print(
-            f"The experiment in MLflow:  mlflow ui --backend-store-uri {uri}", highlight=False, soft_wrap=True
-        )
     console.print(HONESTY, style="yellow")
     console.print(f"{time.monotonic() - started:.0f} s, all files in {output}", highlight=False)

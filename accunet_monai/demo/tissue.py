@@ -10,11 +10,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from accunet_monai.bundle import load_bundle
+from accunet_monai.bundle import Prediction, load_bundle
 from accunet_monai.training.average_brain import CASE, make_average_dataset
 from accunet_monai.training.evaluation import dice_per_label
 from accunet_monai.training.handlers import BEST_WEIGHTS
-from accunet_monai.volumes import contact_sheet, read_label_map
+from accunet_monai.volumes import Volume, contact_sheet, read_label_map
 from accunet_monai.workflow import run_config
 
 BUNDLE = "brain_tissue_t1"
@@ -75,18 +75,23 @@ def evaluate_on_average_brain(weights: Path, output: Path, name: str) -> TissueR
         torch.from_numpy(np.array(reference.array)),
     )
     scores = dice_per_label(found, expected, list(predictor.labels))
-    picture = contact_sheet(
-        prediction.image.array,  # type: ignore[union-attr]
-        prediction.label_map,
-        output / f"{name}.png",
-        spacing=reference.spacing,
-        reference=reference.array,
-        columns=4,
-        slices=8,
-        title="Tissues of the MNI152 average T1 by a network that saw made images only; outline: reference",
-        label_names=predictor.labels,
-    )
+    picture = _draw(prediction, reference, output / f"{name}.png", predictor.labels)
     return TissueResult({predictor.labels[label]: score for label, score in scores.items()}, picture, weights)
+
+
+def _draw(prediction: Prediction, reference: Volume, path: Path, labels: dict[int, str]) -> Path:
+    """Image, prediction and reference side by side. Patient's right is on the left: last first."""
+    image = np.asarray(prediction.image.array if isinstance(prediction.image, Volume) else prediction.image)
+    return contact_sheet(
+        np.concatenate([image, image, image]),
+        np.concatenate([reference.array, prediction.label_map, np.zeros_like(prediction.label_map)]),
+        path,
+        spacing=reference.spacing,
+        columns=2,
+        slices=[20, 32, 44, 56],
+        title="MNI152 average T1; prediction of a network that saw made images only; reference",
+        label_names=labels,
+    )
 
 
 def _print(result: TissueResult, console: Console, shuffled: bool) -> None:

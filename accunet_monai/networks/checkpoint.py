@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from accunet_monai.errors import NetworkError
@@ -64,12 +64,15 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
 
 def save_weights(state_dict: dict[str, Tensor], path: str | os.PathLike[str], header: dict[str, str]) -> Path:
-    """Write a state_dict to a temporary name and rename it, so that a half-written file is never seen."""
+    """Write a state_dict to a temporary name and rename it, so that a half-written file is never seen.
+
+    The file has the permissions that the user's umask gives (safetensors' own writer makes it private).
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in state_dict.items()}, temporary, header)
+        temporary.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in state_dict.items()}, header))
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

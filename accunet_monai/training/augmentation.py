@@ -13,8 +13,8 @@ from torch import Tensor
 class BatchAugmentation:
     """Random spatial and intensity changes of a batch of 2D images and label maps, drawn anew for each sample.
 
-    Spatial changes (mirror, rotation, scale, shift, elastic deformation) are composed into one sampling grid: images are
-    interpolated linearly, label maps by nearest neighbour, outside is the border's value. Intensity changes
+    Spatial changes (mirror, rotation, scale, shift, elastic deformation) are composed into one sampling grid: images
+    are interpolated linearly, label maps by nearest neighbour, outside is the border's value. Intensity changes
     assume images standardised to about zero mean and unit variance. Draws come from an own generator,
     so that a seed fixes them whatever else draws random numbers.
 
@@ -143,7 +143,7 @@ class BatchAugmentation:
 
 
 def _gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
-    """Separable Gaussian blur of (N, C, H, W) with one standard deviation (pixels) for each sample; 0 changes nothing."""
+    """Separable Gaussian blur of (N, C, H, W) with a standard deviation (pixels) per sample; 0 changes nothing."""
     n, channels, height, width = image.shape
     radius = max(1, min(math.ceil(3 * float(sigma.max())), height - 1, width - 1))
     offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)

@@ -16,8 +16,7 @@ CASE = "mni152_t1"
 def make_average_dataset(folder: str | os.PathLike[str], resolution_mm: int = 2) -> Path:
     """Write the average T1 and argmax(background, CSF, grey, white matter) in the Decathlon's layout.
 
-    A folder that already holds a ``dataset.json`` is left as it is, whatever it is; a new one appears complete or not at
-    all.
+    A folder that already holds something is left as it is; a new one appears complete or not at all.
 
     Args:
         folder: to make; its parents are made too.
@@ -47,7 +46,7 @@ def make_average_dataset(folder: str | os.PathLike[str], resolution_mm: int = 2)
 def _description() -> dict[str, object]:
     return {
         "name": "MNI152 average T1",
-        "description": "skull-stripped average of 152 people; reference: argmax of the tissue maps that nilearn carries",
+        "description": "skull-stripped average of 152 people; reference: argmax of nilearn's tissue maps",
         "licence": "derived from the ICBM 152 nonlinear atlases (2009)",
         "tensorImageSize": "3D",
         "modality": {"0": "MRI"},

@@ -191,7 +191,8 @@ def _listed_cases(folder: Path, label_key: str) -> list[Case]:
             for e in entries
         ]
     except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError("DATASET_INVALID", f"dataset.json is not as the Decathlon has it ({error!r}).", path=listing)
+        message = f"dataset.json is not as the Decathlon has it ({error!r})."
+        raise DatasetError("DATASET_INVALID", message, path=listing) from error
 
 
 def _case_name(path: str) -> str:

@@ -141,7 +141,7 @@ class StopOnNonFinite:
         if not math.isfinite(last_loss(engine)):
             raise NetworkError(
                 "LOSS_NOT_FINITE",
-                f"the loss became {last_loss(engine)} in epoch {engine.state.epoch}, iteration {engine.state.iteration}.",
+                f"the loss is {last_loss(engine)} in epoch {engine.state.epoch}, iteration {engine.state.iteration}.",
                 hint="Lower learning_rate; the weights of the last validation are kept.",
             )
 

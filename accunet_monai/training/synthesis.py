@@ -375,4 +375,4 @@ def write_image(path: Path, image: Array, affine_ras: Array) -> None:
     """The image in whole numbers, as a scanner stores it, in a folder that is made if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = np.rint(image).clip(0, np.iinfo(np.int16).max).astype(np.int16)
-    nib.save(nib.Nifti1Image(stored, affine_ras), path)  # type: ignore[no-untyped-call]
+    nib.save(nib.Nifti1Image(stored, affine_ras), path)

@@ -43,8 +43,8 @@ class MLflowTracker:
     """Log a MONAI trainer and its evaluator to one MLflow run.
 
     Logged are: parameters of the resolved config, package versions and git state; loss, learning rate and gradient
-    norm per epoch; validation Dice per label; pictures of the first validation cases by step (MLflow's image slider); at
-    the end the case table, the config and the bundle folder with the best weights, which ``load_bundle`` opens.
+    norm per epoch; validation Dice per label; pictures of the first validation cases by step (MLflow's image slider);
+    at the end the case table, the config and the bundle folder with the best weights, which ``load_bundle`` opens.
     The run ends as FINISHED, FAILED or KILLED whatever happens, so that nothing later logs into it.
 
     Args:
@@ -84,6 +84,7 @@ class MLflowTracker:
         self.picture_interval = picture_interval
         self.spatial_dim = spatial_dim
         self.run_id: str | None = None
+        self.experiment_id = ""
         self._losses: list[float] = []
         workflow = running_workflow()
         self._config: dict[str, Any] = {} if workflow is None else dict(workflow.parser.get())
@@ -106,13 +107,13 @@ class MLflowTracker:
         found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
             artifacts = (self.folder.resolve() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-            identifier = self.client.create_experiment(
+            self.experiment_id = self.client.create_experiment(
                 self.experiment, artifact_location=artifacts, tags={"mlflow.experimentKind": "custom_model_development"}
             )
         else:
-            identifier = found.experiment_id
+            self.experiment_id = found.experiment_id
         tags = {**_git_state(self.bundle_root), "bundle": self.bundle_root.name}
-        run = self.client.create_run(identifier, run_name=self.run_name, tags=tags)
+        run = self.client.create_run(self.experiment_id, run_name=self.run_name, tags=tags)
         self.run_id = run.info.run_id
         for name, value in {**dict(_flatten(self._config)), **_environment()}.items():
             self.client.log_param(self.run_id, name, str(value)[:_LONGEST_PARAM])
@@ -168,12 +169,16 @@ class MLflowTracker:
                 shutil.copy2(best, copy / "models" / "model.safetensors")
                 self.client.log_artifacts(self.run_id, str(copy), "bundle")
         self.client.set_terminated(self.run_id, "FINISHED")
-        told = f"MLflow run {self.run_id} of experiment {self.experiment!r}; open it with:\n  {self.command()}"
+        told = f"MLflow run {self.run_id} of experiment {self.experiment!r}; see it with:\n  {self.command()}"
         Console().print(told, highlight=False, soft_wrap=True)
 
     def command(self) -> str:
-        """The shell command that shows the run in a browser."""
-        return f"mlflow ui --backend-store-uri {tracking_uri(self.folder)}"
+        """How to see the run: its address on the tracking server, or the command that starts one, and the address."""
+        uri = tracking_uri(self.folder)
+        page = f"#/experiments/{self.experiment_id}/runs/{self.run_id}?workflowType=machine_learning"
+        if uri.startswith("http"):
+            return f"{uri.rstrip('/')}/{page}"
+        return f"mlflow ui --backend-store-uri {uri}\n  then http://127.0.0.1:5000/{page}"
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         if self.run_id is not None:

@@ -1,4 +1,4 @@
-"""Each change of BatchAugmentation does what it says, alone; none of these holds for an augmentation that does nothing."""
+"""Each change of BatchAugmentation does what it says, alone; no test here passes if it does nothing."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_rotation_turns_rigidly_in_pixels_also_where_the_image_is_not_square() -
     augmentation = only(rotation=90.0)
     rows, columns = torch.meshgrid(torch.arange(48.0), torch.arange(32.0), indexing="ij")
     disc = ((rows - 23.5) ** 2 + (columns - 15.5) ** 2 < 100).float()[None, None]
-    image, label = augmentation(disc.repeat(8, 1, 1, 1), disc.long().repeat(8, 1, 1, 1))
+    _image, label = augmentation(disc.repeat(8, 1, 1, 1), disc.long().repeat(8, 1, 1, 1))
     overlap = (label * disc.long()).sum((1, 2, 3)) / disc.sum()
     assert float(overlap.min()) > 0.95  # a disc about the centre stays where it is, but for pixels at its rim
     bar = ((rows - 23.5).abs() < 2).float()[None, None] * ((columns - 15.5).abs() < 10).float()
@@ -83,8 +83,10 @@ def test_scale_changes_the_area_within_its_range() -> None:
     block[:, :, 22:42, 22:42] = 1
     _, label = only(scale=(0.5, 2.0))(block.float(), block)
     ratio = label.sum((1, 2, 3)) / 400
-    assert float(ratio.min()) >= 0.2 and float(ratio.max()) <= 4.5
-    assert float(ratio.min()) < 0.8 and float(ratio.max()) > 1.3
+    assert float(ratio.min()) >= 0.2
+    assert float(ratio.max()) <= 4.5
+    assert float(ratio.min()) < 0.8
+    assert float(ratio.max()) > 1.3
 
 
 def test_shift_moves_by_at_most_its_share() -> None:
@@ -111,7 +113,14 @@ def test_labels_keep_their_values(batch: tuple[torch.Tensor, torch.Tensor]) -> N
 
 @pytest.mark.parametrize(
     "change",
-    [{"contrast": (0.5, 2.0)}, {"brightness": 1.0}, {"gamma": (0.5, 2.0)}, {"noise": 1.0}, {"blur": 2.0}, {"colour_jitter": 1.0}],
+    [
+        {"contrast": (0.5, 2.0)},
+        {"brightness": 1.0},
+        {"gamma": (0.5, 2.0)},
+        {"noise": 1.0},
+        {"blur": 2.0},
+        {"colour_jitter": 1.0},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_intensity_changes_leave_the_label(batch: tuple[torch.Tensor, torch.Tensor], change: dict[str, Any]) -> None:
@@ -148,7 +157,8 @@ def test_the_seed_fixes_everything_whatever_else_draws(batch: tuple[torch.Tensor
     for _ in range(3):
         one, other = first(*batch), second(*batch)
         torch.rand(5)
-        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
     assert not torch.equal(BatchAugmentation(seed=4)(*batch)[0], BatchAugmentation(seed=3)(*batch)[0])
 
 

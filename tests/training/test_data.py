@@ -130,7 +130,8 @@ def test_image_and_label_of_different_size_are_refused(tmp_path: Path) -> None:
 def test_the_batch_is_augmented_and_channels_last() -> None:
     batch = {"image": torch.zeros(2, 3, 8, 8), "label": torch.ones(2, 1, 8, 8, dtype=torch.long)}
     image, label = AugmentedBatch(lambda image, label: (image + 1, label))(batch, "cpu")  # type: ignore[arg-type]
-    assert (image == 1).all() and torch.equal(label, batch["label"])
+    assert (image == 1).all()
+    assert torch.equal(label, batch["label"])
     assert image.is_contiguous(memory_format=torch.channels_last)
 
 

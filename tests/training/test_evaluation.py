@@ -33,11 +33,14 @@ def metric_of(cases: list[tuple[torch.Tensor, torch.Tensor]]) -> CaseDice:
 def test_mean_over_labels_of_means_over_cases_that_have_the_label() -> None:
     empty = torch.zeros(2, 4, dtype=torch.long)
     metric = metric_of([(PREDICTION, REFERENCE), (empty, empty), (torch.ones_like(empty), empty)])
-    assert metric.label_means()["one"] == pytest.approx((2 / 3 + 0) / 2)  # found where there is none: 0; nowhere: left out
+    assert metric.label_means()["one"] == pytest.approx(
+        (2 / 3 + 0) / 2
+    )  # found where there is none: 0; nowhere: left out
     assert metric.label_means()["two"] == pytest.approx(4 / 6)
     assert metric.compute() == pytest.approx((1 / 3 + 2 / 3) / 2)
     metric.reset()
-    assert metric.rows == [] and metric.compute() == 0.0
+    assert metric.rows == []
+    assert metric.compute() == 0.0
 
 
 def test_different_shapes_are_refused() -> None:
@@ -69,4 +72,5 @@ def test_the_tables_hold_every_case_worst_first(tmp_path: Path) -> None:
     print_case_table(metric, "Dice", console)
     text = console.export_text()
     assert text.index("c1") < text.index("c0") < text.index("mean", text.index("c0"))
-    assert "0.6667" in text and "1.0000" in text
+    assert "0.6667" in text
+    assert "1.0000" in text

@@ -24,7 +24,7 @@ from accunet_monai.training.tracking import tracking_uri
 def no_tracking_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The tests' runs go to their own database, whatever the machine's environment says."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    yield
+    return
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,9 @@ def test_the_best_weights_are_those_of_the_best_score(tmp_path: Path) -> None:
     assert torch.equal(load_network(tmp_path / "last.safetensors").head.weight, heads[2])
 
 
-def trainer_with(network: torch.nn.Module, loss: Callable[..., torch.Tensor], handlers: list[Any], epochs: int = 2) -> Any:
+def trainer_with(
+    network: torch.nn.Module, loss: Callable[..., torch.Tensor], handlers: list[Any], epochs: int = 2
+) -> Any:
     batch = {"image": torch.randn(2, 1, 16, 16), "label": torch.zeros(2, 1, 16, 16)}
     return SupervisedTrainer(
         device="cpu",
@@ -128,7 +130,8 @@ def test_a_run_in_mlflow_tells_what_happened(tmp_path: Path, store: Path) -> Non
     assert run.info.status == "FINISHED"
     assert run.data.metrics["val_mean_dice"] == 0.6
     assert run.data.metrics["val_dice_organ"] == 1.0
-    assert run.data.metrics["train_loss"] > 0 and run.data.metrics["learning_rate"] == 0.01
+    assert run.data.metrics["train_loss"] > 0
+    assert run.data.metrics["learning_rate"] == 0.01
     assert run.data.params["version.torch"] == version("torch")
     client = mlflow.MlflowClient(tracking_uri=tracking_uri(store))
     assert [m.step for m in client.get_metric_history(run.info.run_id, "val_mean_dice")] == [1, 2]
