@@ -16,6 +16,8 @@ from email.message import Message
 from importlib import metadata
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -327,3 +329,14 @@ def test_prediction_needs_no_other_extra(root: Path) -> None:
 def project_files(root: Path, git: str) -> Iterator[str]:
     listed = run([git, "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=root)
     return (name for name in sorted(set(listed.split("\0"))) if name and (root / name).is_file())
+
+
+def test_the_installed_command_segments_a_file_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).normal(100, 20, (36, 50, 36)).astype(np.float32)
+    nib.save(nib.Nifti1Image(image, np.diag([-1.0, 1, 1, 1])), tmp_path / "crop.nii.gz")
+    accunet = str(installed.with_name("accunet"))
+    run([accunet, "predict", "crop.nii.gz", "--bundle", "hippocampus_mri", "--output", "out", "--overlay"], cwd=tmp_path)
+    written = nib.load(tmp_path / "out" / "crop_seg.nii.gz")
+    assert written.shape == image.shape
+    np.testing.assert_array_equal(written.affine, np.diag([-1.0, 1, 1, 1]))
+    assert (tmp_path / "out" / "crop_overlay.png").is_file()

@@ -53,13 +53,13 @@ def load_average_brain() -> Volume:
     """The MNI152 T1 average at 1 mm from nilearn's own files (no network).
 
     Raises:
-        DatasetError: ``DEMO_NILEARN`` when nilearn is not installed.
+        DatasetError: ``NILEARN_MISSING`` when nilearn is not installed.
     """
     try:
         from nilearn.datasets import load_mni152_template
     except ImportError as error:
         raise DatasetError(
-            "DEMO_NILEARN", "the demo needs nilearn.", hint="pip install 'accunet-monai[demo]'"
+            "NILEARN_MISSING", "the demo needs nilearn.", hint="pip install 'accunet-monai[demo]'"
         ) from error
     image = load_mni152_template(resolution=1)
     return Volume(image.get_fdata(dtype=np.float32), image.affine, {"path": "nilearn: MNI152 T1 average, 1 mm"})

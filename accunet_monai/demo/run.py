@@ -26,7 +26,7 @@ def run_demo(output: Path, *, train: bool = True, control: bool = False, console
         console: where to print.
 
     Raises:
-        DatasetError: ``DEMO_NILEARN`` when the extra ``demo`` is not installed.
+        DatasetError: ``NILEARN_MISSING`` when the extra ``demo`` is not installed.
     """
     console = console or Console()
     started = time.monotonic()

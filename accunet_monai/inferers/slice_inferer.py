@@ -169,9 +169,7 @@ class SliceInferer(Inferer):
             for size, full, overlap in zip(roi, (height, width), self.overlap, strict=True)
         ]
         device = self.sw_device or slices.device
-        dtype = torch.promote_types(
-            slices.dtype, torch.float32
-        )  # weights are fractions, whatever the volume is made of
+        dtype = torch.promote_types(slices.dtype, torch.float32)  # weights are fractions, also for integer volumes
         weight = compute_importance_map(
             get_valid_patch_size((height, width), roi), self.mode, self.sigma_scale, device=device, dtype=dtype
         )

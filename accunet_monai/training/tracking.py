@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import yaml
 from ignite.engine import Engine, Events
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
 from monai.data import MetaTensor
 from PIL import Image
 from rich.console import Console
@@ -26,6 +29,7 @@ from accunet_monai.workflow import running_workflow
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _LONGEST_PARAM = 500  # characters: MLflow's limit of a parameter's value is 6000, nobody reads that in a table
+_PARAMS_PER_CALL = 100  # MLflow takes no more at once
 _PACKAGES = ("accunet-monai", "torch", "monai", "pytorch-ignite", "numpy", "nibabel", "mlflow")
 
 
@@ -100,10 +104,8 @@ class MLflowTracker:
         self.evaluator.add_event_handler(Events.COMPLETED, self._log_validation, engine)
 
     def _start(self, engine: Engine) -> None:
-        import mlflow
-
         uri = tracking_uri(self.folder)
-        self.client = mlflow.MlflowClient(tracking_uri=uri)
+        self.client = MlflowClient(tracking_uri=uri)
         found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
             artifacts = (self.folder.resolve() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
@@ -115,8 +117,10 @@ class MLflowTracker:
         tags = {**_git_state(self.bundle_root), "bundle": self.bundle_root.name}
         run = self.client.create_run(self.experiment_id, run_name=self.run_name, tags=tags)
         self.run_id = run.info.run_id
-        for name, value in {**dict(_flatten(self._config)), **_environment()}.items():
-            self.client.log_param(self.run_id, name, str(value)[:_LONGEST_PARAM])
+        found_params = {**dict(_flatten(self._config)), **_environment()}.items()
+        params = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in found_params]
+        for start in range(0, len(params), _PARAMS_PER_CALL):
+            self.client.log_batch(self.run_id, params=params[start : start + _PARAMS_PER_CALL])
         text = yaml.safe_dump(_plain(self._config), sort_keys=False)
         self.client.log_text(self.run_id, text, "config.yaml")
 
@@ -152,8 +156,8 @@ class MLflowTracker:
 
     def _log_metrics(self, values: Mapping[str, float], step: int) -> None:
         if self.run_id is not None:
-            for name, value in values.items():
-                self.client.log_metric(self.run_id, name, value, step=step)
+            now = int(time.time() * 1000)
+            self.client.log_batch(self.run_id, [Metric(name, value, now, step) for name, value in values.items()])
 
     def _finish(self, engine: Engine) -> None:
         if self.run_id is None:
