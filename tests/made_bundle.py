@@ -74,13 +74,18 @@ def picture_bundle(folder: Path, channels: int = 3) -> Path:
     prediction = {"channel_def": {"0": "background", "1": "cell", "2": "rim"}}
     data_format = {"inputs": {"image": image}, "outputs": {"pred": prediction}}
     write_metadata(bundle, {"version": "0.0.1", "intended_input": "picture", "network_data_format": data_format})
-    torch.manual_seed(0)
-    network = ACCUNet(**arguments)
-    with torch.no_grad():  # centre and stretch the logits, so that every label occurs
-        logits = network.eval()(2 * torch.rand(1, channels, 64, 64) - 1)
-        network.head.bias.sub_(logits.mean((0, 2, 3)))
-    save_network(network, bundle / "models" / "model.safetensors")
+    random_weights(bundle, 2 * torch.rand(1, channels, 64, 64, generator=torch.Generator().manual_seed(0)) - 1)
     return bundle
+
+
+def random_weights(bundle: Path, image: torch.Tensor) -> Path:
+    """Gives a bundle random weights with which every label occurs in ``image`` (1, C, H, W)."""
+    arguments = read_config(bundle, "inference")["network_def"]
+    torch.manual_seed(0)
+    network = ACCUNet(**{name: value for name, value in arguments.items() if name != "_target_"}).eval()
+    with torch.no_grad():
+        network.head.bias.sub_(network(image).mean((0, 2, 3)))
+    return save_network(network, bundle / "models" / "model.safetensors")
 
 
 def made_volume(seed: int, shape: tuple[int, int, int] = TINY, labels: int = 2) -> tuple[np.ndarray, np.ndarray]:

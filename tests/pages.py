@@ -1,6 +1,6 @@
 """Runs what a Markdown page shows: Python blocks in one namespace, commands through the programs they name.
 
-A page runs in a folder of its own, in which ``image.nii.gz``, ``label.nii.gz`` and ``images/`` are there, as are the checkout's
+A page runs in a folder of its own that has ``image.nii.gz``, ``label.nii.gz``, ``images/``, and the checkout's
 ``bundles`` and ``configs``; ``PATH`` in a command is a made dataset. A comment right before a block says what differs:
 
     <!-- test: skip, REASON -->     the block is not run
@@ -153,8 +153,8 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
 def furnish(folder: Path) -> Path:
     """Put into ``folder`` what the pages take for granted; returns the dataset that stands for ``PATH``.
 
-    The dataset lists all cases of the hippocampus bundle's split, but has files only for the first of each part: the pages'
-    commands run with one case of each.
+    The dataset lists all cases of the hippocampus bundle's split, but has files only for the first of each part: the
+    pages' commands run with one case of each.
     """
     for name in ("bundles", "configs"):
         (folder / name).symlink_to(ROOT / name, target_is_directory=True)

@@ -47,7 +47,7 @@ def test_bundle_list_and_show() -> None:
     assert f"{total:,}" in shown
     assert "1 anterior hippocampus, 2 posterior hippocampus" in shown
     assert '"base_filters": 8' in shown  # the weights' header
-    parts = re.findall(r"│ (\w+) +│ [^│]+│ +([\d,]+) │", shown)
+    parts = re.findall(r"│ (\w+) +│ [^│]+│ +([\d,]+) +│", shown)
     assert sum(int(count.replace(",", "")) for name, count in parts if name != "all") == total
 
 

@@ -70,9 +70,8 @@ def test_links_and_pictures_exist(page: Path) -> None:
 
 def test_the_reader_of_pages_sees_notes_and_all_commands(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(
-        "# Title\n\n<!-- test: with --limit 1 -->\n```bash\naccunet a \\\n  b  # why\nX=1 accunet c\n```\n\n```text\nplain\n```\n"
-    )
+    commented = "<!-- test: with --limit 1 -->\n```bash\naccunet a \\\n  b  # why\nX=1 accunet c\n```\n"
+    page.write_text(f"# Title\n\n{commented}\n```text\nplain\n```\n")
     bash, text = blocks(page)
     assert (bash.language, bash.line, text.note) == ("bash", 4, "")
     assert commands(bash) == [["accunet", "a", "b", "--limit", "1"], ["X=1", "accunet", "c", "--limit", "1"]]

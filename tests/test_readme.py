@@ -1,7 +1,7 @@
 """Every command and code block of the README runs.
 
-``make demo`` and ``make test`` are not run from within a test: that make knows them and what they would start is checked,
-``accunet demo`` has its own tests, and ``.ci/run`` calls ``make test``.
+``make demo`` and ``make test`` are not run from within a test: that make knows them and what they would start is
+checked, ``accunet demo`` has its own tests, and ``.ci/run`` calls ``make test``.
 """
 
 from __future__ import annotations

@@ -71,8 +71,8 @@ def test_the_last_window_is_moved_back_to_the_border() -> None:
 
 
 def test_overlap_with_gaussian_weights() -> None:
-    # windows of width 3 at columns 0 and 1; sigma = 0.5 × 3 = 1.5 pixels, so that a neighbour of the middle pixel weighs
-    # exp(-1 / (2 × 1.5²)) = 0.8007 of it; columns 1 and 2 are seen twice
+    # windows of width 3 at columns 0 and 1; sigma = 0.5 × 3 = 1.5 pixels, so that a neighbour of the middle pixel
+    # weighs exp(-1 / (2 × 1.5²)) = 0.8007 of it; columns 1 and 2 are seen twice
     inferer = SliceInferer(
         roi_size=(4, 3), overlap=0.5, mode="gaussian", sigma_scale=0.5, spatial_dim=2, output="logits"
     )
