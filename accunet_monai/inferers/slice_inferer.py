@@ -18,6 +18,9 @@ from torch import Tensor
 
 Output = Literal["label_map", "probabilities", "logits"]
 
+VIEWS = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""The spatial axis along which each view's slices are taken, of a volume in RAS."""
+
 _OUTPUTS = ("label_map", "probabilities", "logits")
 _MODES = ("constant", "gaussian")
 _PADDING_MODES = ("constant", "reflect", "replicate", "circular")
@@ -43,7 +46,8 @@ class SliceInferer(Inferer):
     by default the result is the label map. It is built slice by slice, so that no buffer of classes × volume is held.
 
     Args:
-        roi_size: window size (rows, columns) in the slice; ``None`` takes the whole slice. Smaller slices are padded.
+        roi_size: window size (rows, columns) in the slice, or (x, y, z), of which the slicing axis is left out;
+            ``None`` takes the whole slice. Smaller slices are padded.
         sw_batch_size: windows per call of the network.
         overlap: share of a window that overlaps the next, in [0, 1), one value or one per in-plane axis.
         mode: ``"constant"`` or ``"gaussian"`` weights where windows overlap.
@@ -58,6 +62,9 @@ class SliceInferer(Inferer):
             ends the outermost slice is repeated. The network sees ``channels * (2 * context_slices + 1)``.
         output: ``"label_map"`` (N, 1, X, Y, Z) uint8, ``"probabilities"`` or ``"logits"`` (N, classes, X, Y, Z).
         threshold: on the sigmoid of a one-channel network, for the label map.
+        views: any of ``"sagittal"`` (slices along x), ``"coronal"`` (y) and ``"axial"`` (z) of volumes in RAS: the
+            network runs over all of them, and their probabilities are averaged, which holds classes × volume in memory.
+            Takes the place of ``spatial_dim``.
 
     Raises:
         ValueError: for impossible arguments, inputs that are not (N, C, X, Y, Z), and network outputs of other size.
@@ -84,11 +91,12 @@ class SliceInferer(Inferer):
         context_slices: int = 0,
         output: Output = "label_map",
         threshold: float = 0.5,
+        views: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         overlaps = tuple(overlap) if isinstance(overlap, Sequence) else (overlap, overlap)
-        if roi_size is not None and len(roi_size) != 2:
-            raise ValueError(f"roi_size has one size per in-plane axis (2), got {list(roi_size)}")
+        if roi_size is not None and len(roi_size) not in (2, 3):
+            raise ValueError(f"roi_size has one size per in-plane axis (2) or per axis (3), got {list(roi_size)}")
         if len(overlaps) != 2 or not all(0 <= o < 1 for o in overlaps):
             raise ValueError(f"overlap must be in [0, 1), once or for both in-plane axes, got {overlap}")
         if spatial_dim not in (0, 1, 2):
@@ -104,6 +112,11 @@ class SliceInferer(Inferer):
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        for view in views or ():
+            if view not in VIEWS:
+                raise ValueError(f"views are {', '.join(VIEWS)}, got {view!r}")
+        if views and output == "logits":
+            raise ValueError("several views are averaged as probabilities: output must not be 'logits'")
         if not sigma_scale > 0:
             raise ValueError(f"sigma_scale must be above 0, got {sigma_scale}")
         if not 0 < threshold < 1:
@@ -122,6 +135,7 @@ class SliceInferer(Inferer):
         self.context_slices = context_slices
         self.output = output
         self.threshold = threshold
+        self.views = tuple(views or ())
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Segment a batch of volumes.
@@ -138,29 +152,42 @@ class SliceInferer(Inferer):
         if inputs.dim() != 5:
             raise ValueError(f"SliceInferer expects (batch, channel, x, y, z), found {inputs.dim()} axes")
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        slices = volume.movedim(self.spatial_dim + 2, 2)  # (N, C, slices, rows, columns), a view
-        plan = self._plan(slices)
+        if self.views:
+            passes = (self._over_slices(volume, VIEWS[v], "probabilities", network, args, kwargs) for v in self.views)
+            total = next(passes)
+            for probabilities in passes:
+                total += probabilities
+            result = self._from_probabilities(total / len(self.views))
+        else:
+            result = self._over_slices(volume, self.spatial_dim, self.output, network, args, kwargs)
+        if not isinstance(inputs, MetaTensor):
+            return result
+        return MetaTensor(result).copy_meta_from(inputs)  # type: ignore[no-any-return]
+
+    def _over_slices(
+        self, volume: Tensor, axis: int, output: Output, network: Callable[..., Tensor], args: Any, kwargs: Any
+    ) -> Tensor:
+        """One pass along one spatial axis of (N, C, X, Y, Z)."""
+        slices = volume.movedim(axis + 2, 2)  # (N, C, slices, rows, columns), a view
+        plan = self._plan(slices, axis)
         result: Tensor | None = None
         total = slices.shape[0] * slices.shape[2]
         finished: Iterable[tuple[int, int, Tensor]] = self._finished_slices(slices, plan, network, args, kwargs)
         if self.progress:
             finished = track(finished, "slices", total=total, transient=True)
         for item, index, logits in finished:
-            values = self._convert(logits)
+            values = self._convert(logits, output)
             if result is None:
                 shape = (slices.shape[0], values.shape[0], *slices.shape[2:])
-                result = torch.empty(shape, dtype=values.dtype, device=self.device or inputs.device)
+                result = torch.empty(shape, dtype=values.dtype, device=self.device or volume.device)
             result[item, :, index] = values
         if result is None:
-            raise ValueError(f"SliceInferer expects at least one slice, found shape {tuple(inputs.shape)}")
-        result = result.movedim(2, self.spatial_dim + 2)
-        if not isinstance(inputs, MetaTensor):
-            return result
-        return MetaTensor(result).copy_meta_from(inputs)  # type: ignore[no-any-return]
+            raise ValueError(f"SliceInferer expects at least one slice, found shape {tuple(volume.shape)}")
+        return result.movedim(2, axis + 2)
 
-    def _plan(self, slices: Tensor) -> _Plan:
+    def _plan(self, slices: Tensor, axis: int) -> _Plan:
         rows, columns = slices.shape[3:]
-        roi = fall_back_tuple(self.roi_size, (rows, columns))
+        roi = fall_back_tuple(None if self.roi_size is None else plane_size(self.roi_size, axis), (rows, columns))
         height, width = max(rows, roi[0]), max(columns, roi[1])
         top, left = (height - rows) // 2, (width - columns) // 2
         pad = (left, width - columns - left, top, height - rows - top)
@@ -226,12 +253,30 @@ class SliceInferer(Inferer):
         rows, columns = plan.plane
         return logits[:, top : top + rows, left : left + columns]
 
-    def _convert(self, logits: Tensor) -> Tensor:
+    def _convert(self, logits: Tensor, output: Output) -> Tensor:
         """(classes, rows, columns) → what ``output`` asks for."""
-        if self.output == "logits":
+        if output == "logits":
             return logits
-        if self.output == "probabilities":
+        if output == "probabilities":
             return torch.sigmoid(logits) if logits.shape[0] == 1 else torch.softmax(logits, 0)
         if logits.shape[0] == 1:
             return (torch.sigmoid(logits) > self.threshold).to(torch.uint8)
-        return logits.argmax(0, keepdim=True).to(torch.uint8 if logits.shape[0] <= 256 else torch.int16)
+        return logits.argmax(0, keepdim=True).to(_label_type(logits.shape[0]))
+
+    def _from_probabilities(self, probabilities: Tensor) -> Tensor:
+        """(N, classes, X, Y, Z) → label map or probabilities, as ``output`` says."""
+        if self.output == "probabilities":
+            return probabilities
+        if probabilities.shape[1] == 1:
+            return (probabilities > self.threshold).to(torch.uint8)
+        return probabilities.argmax(1, keepdim=True).to(_label_type(probabilities.shape[1]))
+
+
+def plane_size(roi_size: Sequence[int], axis: int) -> tuple[int, int]:
+    """Size (rows, columns) of a slice's window: ``roi_size`` itself, or (x, y, z) without the slicing axis."""
+    rows, columns = roi_size if len(roi_size) == 2 else [size for dim, size in enumerate(roi_size) if dim != axis]
+    return rows, columns
+
+
+def _label_type(classes: int) -> torch.dtype:
+    return torch.uint8 if classes <= 256 else torch.int16

@@ -1,7 +1,7 @@
 """Training and evaluation on Ignite through MONAI's engines, with MLflow tracking. Needs the extra ``train``."""
 
 from accunet_monai.training.augmentation import BatchAugmentation
-from accunet_monai.training.data import AugmentedBatch, SliceDataset, decathlon_cases, download_decathlon
+from accunet_monai.training.data import AugmentedBatch, SliceBatches, SliceDataset, decathlon_cases, download_decathlon
 from accunet_monai.training.evaluation import CaseDice
 from accunet_monai.training.handlers import CaseTable, GradientClip, RichProgress, StopOnNonFinite, WeightsSaver
 from accunet_monai.training.tracking import MLflowTracker
@@ -14,6 +14,7 @@ __all__ = [
     "GradientClip",
     "MLflowTracker",
     "RichProgress",
+    "SliceBatches",
     "SliceDataset",
     "StopOnNonFinite",
     "WeightsSaver",

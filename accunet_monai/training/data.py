@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 from monai.transforms import Transform
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from accunet_monai.errors import DatasetError
+from accunet_monai.inferers.slice_inferer import plane_size
 from accunet_monai.training.augmentation import BatchAugmentation
 
 Case = dict[str, Any]
@@ -89,9 +90,10 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
     Args:
         cases: mappings with ``image`` and ``label`` paths.
         preprocessing: the bundle's preprocessing, giving ``image`` (C, X, Y, Z) and ``label`` (1, X, Y, Z).
-        roi_size: size (rows, columns) of the slices given out: smaller ones are padded by their edge values, of
-            larger ones a random part is taken.
-        spatial_dim: the spatial axis along which slices are taken.
+        roi_size: size (rows, columns) of the slices given out, or (x, y, z), of which the axis along which a slice is
+            taken is left out: smaller slices are padded by their edge values, of larger ones a random part is taken.
+        spatial_dim: the spatial axis along which slices are taken, or several: then each volume is sliced along all
+            of them, and ``SliceBatches`` keeps slices of one axis together.
         context_slices: neighbours on either side given as channels, as in ``SliceInferer``.
         skip_empty: leave out slices whose label is 0 everywhere.
         progress: show a progress bar while reading.
@@ -105,15 +107,16 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         cases: Sequence[Mapping[str, Any]],
         preprocessing: Callable[[Any], Any] | Transform,
         roi_size: Sequence[int],
-        spatial_dim: int = 2,
+        spatial_dim: int | Sequence[int] = 2,
         context_slices: int = 0,
         skip_empty: bool = False,
         progress: bool = True,
     ) -> None:
-        self.roi_size = tuple(roi_size)
+        dims = (spatial_dim,) if isinstance(spatial_dim, int) else tuple(spatial_dim)
+        self.roi_size = {dim: plane_size(roi_size, dim) for dim in dims}
         self.context_slices = context_slices
         self._volumes: list[tuple[Tensor, Tensor]] = []
-        self._index: list[tuple[int, int]] = []
+        self._index: list[tuple[int, int, int]] = []
         for number, case in enumerate(track(cases, "reading volumes", disable=not progress, transient=True)):
             data: Any = preprocessing(dict(case))
             image = torch.as_tensor(data["image"].as_tensor(), dtype=torch.float32)
@@ -124,26 +127,30 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
                     f"image and label have sizes {tuple(image.shape[1:])} and {tuple(label.shape[1:])}.",
                     path=str(case["label"]),
                 )
-            slices, labels = image.movedim(spatial_dim + 1, 0), label.movedim(spatial_dim + 1, 0)
-            self._volumes.append((slices, labels))
-            wanted = [not skip_empty or bool((one != 0).any()) for one in labels]
-            self._index.extend((number, position) for position, keep in enumerate(wanted) if keep)
+            self._volumes.append((image, label))
+            for dim in dims:
+                wanted = [not skip_empty or bool((one != 0).any()) for one in label.unbind(dim + 1)]
+                self._index.extend((number, dim, position) for position, keep in enumerate(wanted) if keep)
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        number, position = self._index[index]
-        image, label = self._volumes[number]
+        number, dim, position = self._index[index]
+        image, label = (array.movedim(dim + 1, 0) for array in self._volumes[number])
         last = len(image) - 1
         around = range(-self.context_slices, self.context_slices + 1)
         stack = torch.cat([image[min(max(position + offset, 0), last)] for offset in around])
-        joined = self._fit(torch.cat([stack, label[position].to(stack.dtype)]))
+        joined = self._fit(torch.cat([stack, label[position].to(stack.dtype)]), self.roi_size[dim])
         return {"image": joined[:-1], "label": joined[-1:].long()}
 
-    def _fit(self, plane: Tensor) -> Tensor:
+    def spatial_dim(self, index: int) -> int:
+        """The axis along which the slice of this index is taken."""
+        return self._index[index][1]
+
+    def _fit(self, plane: Tensor, roi_size: tuple[int, int]) -> Tensor:
         """Pad (evenly, edge values) or crop (at random) rows and columns to ``roi_size``."""
-        for axis, size in zip((1, 2), self.roi_size, strict=True):
+        for axis, size in zip((1, 2), roi_size, strict=True):
             found = plane.shape[axis]
             if found < size:
                 before = (size - found) // 2
@@ -152,6 +159,32 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
             elif found > size:
                 plane = plane.narrow(axis, int(torch.randint(found - size + 1, ())), size)
         return plane
+
+
+class SliceBatches(Sampler[list[int]]):
+    """Batches of slices in random order, each batch of one slicing axis, for ``DataLoader(batch_sampler=…)``.
+
+    Args:
+        dataset: whose slices are drawn, each once an epoch but for the remainders that fill no batch.
+        batch_size: slices per batch.
+    """
+
+    def __init__(self, dataset: SliceDataset, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._of_axis: dict[int, list[int]] = {}
+        for index in range(len(dataset)):
+            self._of_axis.setdefault(dataset.spatial_dim(index), []).append(index)
+
+    def __len__(self) -> int:
+        return sum(len(indices) // self.batch_size for indices in self._of_axis.values())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches: list[list[int]] = []
+        for indices in self._of_axis.values():
+            shuffled = [indices[i] for i in torch.randperm(len(indices)).tolist()]
+            whole = len(indices) // self.batch_size
+            batches += [shuffled[n * self.batch_size : (n + 1) * self.batch_size] for n in range(whole)]
+        yield from (batches[i] for i in torch.randperm(len(batches)).tolist())
 
 
 class AugmentedBatch:
@@ -207,6 +240,8 @@ def _split_part(split_file: str | os.PathLike[str] | None, part: str, cases: Map
         parts: dict[str, list[str]] = split["parts"]
         subjects: dict[str, str] = split["subjects"]
         names = parts[part]
+        if not isinstance(subjects, dict) or not all(isinstance(members, list) for members in parts.values()):
+            raise TypeError("subjects must be a mapping, parts lists of case names")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError("SPLIT_INVALID", f"no part {part!r} to be read ({error!r}).", path=split_file) from error
     owner: dict[str, str] = {}

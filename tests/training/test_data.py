@@ -83,6 +83,9 @@ def test_a_split_that_names_unknown_cases_or_parts_is_refused(dataset: Path) -> 
         with pytest.raises(DatasetError, match=what) as caught:
             decathlon_cases(dataset, split, part)
         assert caught.value.code == "SPLIT_INVALID"
+    split.write_text(json.dumps({"subjects": ["case_0"], "parts": {"training": ["case_0"]}}))
+    with pytest.raises(DatasetError, match="subjects must be a mapping"):
+        decathlon_cases(dataset, split, "training")
     with pytest.raises(DatasetError, match="without a split file"):
         decathlon_cases(dataset, None, "training")
 
