@@ -335,7 +335,9 @@ def test_the_installed_command_segments_a_file_outside_the_checkout(installed: P
     image = np.random.default_rng(0).normal(100, 20, (36, 50, 36)).astype(np.float32)
     nib.save(nib.Nifti1Image(image, np.diag([-1.0, 1, 1, 1])), tmp_path / "crop.nii.gz")
     accunet = str(installed.with_name("accunet"))
-    run([accunet, "predict", "crop.nii.gz", "--bundle", "hippocampus_mri", "--output", "out", "--overlay"], cwd=tmp_path)
+    run(
+        [accunet, "predict", "crop.nii.gz", "--bundle", "hippocampus_mri", "--output", "out", "--overlay"], cwd=tmp_path
+    )
     written = nib.load(tmp_path / "out" / "crop_seg.nii.gz")
     assert written.shape == image.shape
     np.testing.assert_array_equal(written.affine, np.diag([-1.0, 1, 1, 1]))

@@ -95,32 +95,29 @@ class SliceInferer(Inferer):
     ) -> None:
         super().__init__()
         overlaps = tuple(overlap) if isinstance(overlap, Sequence) else (overlap, overlap)
-        if roi_size is not None and len(roi_size) not in (2, 3):
-            raise ValueError(f"roi_size has one size per in-plane axis (2) or per axis (3), got {list(roi_size)}")
-        if len(overlaps) != 2 or not all(0 <= o < 1 for o in overlaps):
-            raise ValueError(f"overlap must be in [0, 1), once or for both in-plane axes, got {overlap}")
-        if spatial_dim not in (0, 1, 2):
-            raise ValueError(f"spatial_dim must be 0, 1 or 2, got {spatial_dim}")
-        if sw_batch_size < 1:
-            raise ValueError(f"sw_batch_size must be at least 1, got {sw_batch_size}")
-        if context_slices < 0:
-            raise ValueError(f"context_slices must not be negative, got {context_slices}")
+        _require(
+            roi_size is None or len(roi_size) in (2, 3),
+            f"roi_size has one size per in-plane axis (2) or per axis (3), got {roi_size}",
+        )
+        _require(
+            len(overlaps) == 2 and all(0 <= o < 1 for o in overlaps),
+            f"overlap must be in [0, 1), once or for both in-plane axes, got {overlap}",
+        )
+        _require(spatial_dim in (0, 1, 2), f"spatial_dim must be 0, 1 or 2, got {spatial_dim}")
+        _require(sw_batch_size >= 1, f"sw_batch_size must be at least 1, got {sw_batch_size}")
+        _require(context_slices >= 0, f"context_slices must not be negative, got {context_slices}")
         for name, value, known in (
             ("output", output, _OUTPUTS),
             ("mode", mode, _MODES),
             ("padding_mode", padding_mode, _PADDING_MODES),
+            *(("views", view, tuple(VIEWS)) for view in views or ()),
         ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        for view in views or ():
-            if view not in VIEWS:
-                raise ValueError(f"views are {', '.join(VIEWS)}, got {view!r}")
-        if views and output == "logits":
-            raise ValueError("several views are averaged as probabilities: output must not be 'logits'")
-        if not sigma_scale > 0:
-            raise ValueError(f"sigma_scale must be above 0, got {sigma_scale}")
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold must be in (0, 1), got {threshold}")
+            _require(value in known, f"{name} must be one of {', '.join(known)}, got {value!r}")
+        _require(
+            not views or output != "logits", "several views are averaged as probabilities: output must not be 'logits'"
+        )
+        _require(sigma_scale > 0, f"sigma_scale must be above 0, got {sigma_scale}")
+        _require(0 < threshold < 1, f"threshold must be in (0, 1), got {threshold}")
         self.roi_size = roi_size
         self.sw_batch_size = sw_batch_size
         self.overlap: tuple[float, ...] = overlaps
@@ -270,6 +267,11 @@ class SliceInferer(Inferer):
         if probabilities.shape[1] == 1:
             return (probabilities > self.threshold).to(torch.uint8)
         return probabilities.argmax(1, keepdim=True).to(_label_type(probabilities.shape[1]))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
 
 
 def plane_size(roi_size: Sequence[int], axis: int) -> tuple[int, int]:

@@ -152,7 +152,8 @@ class MLflowTracker:
             with tempfile.TemporaryDirectory() as folder:
                 picture = _picture(case, self.metric.labels, self.spatial_dim, Path(folder) / "case.png")
                 name = f"val_{number:02d}_{_case_name(case)}"
-                self.client.log_image(self.run_id, Image.open(picture), key=name, step=trainer.state.epoch)
+                with Image.open(picture) as image:
+                    self.client.log_image(self.run_id, image, key=name, step=trainer.state.epoch)
 
     def _log_metrics(self, values: Mapping[str, float], step: int) -> None:
         if self.run_id is not None:

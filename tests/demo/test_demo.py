@@ -71,7 +71,8 @@ def test_the_demo_leaves_a_label_map_and_a_picture_and_says_what_it_does_not_sho
     assert written.shape == brain.shape
     np.testing.assert_allclose(written.affine, brain.affine_ras)
     assert set(np.unique(np.asarray(written.dataobj))) == {0, 1, 2}
-    assert Image.open(folder / "mni152_hippocampi.png").width > 600
+    with Image.open(folder / "mni152_hippocampi.png") as picture:
+        assert picture.width > 600
     assert HONESTY.split(":")[0] in " ".join(screen.split())
 
 

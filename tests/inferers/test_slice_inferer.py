@@ -323,7 +323,7 @@ def test_a_label_map_never_needs_a_buffer_of_classes_by_volume(roi_size: tuple[i
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"roi_size": (4, 4, 4)}, "roi_size"),
+        ({"roi_size": (4, 4, 4, 4)}, "roi_size"),
         ({"roi_size": (4,)}, "roi_size"),
         ({"overlap": 1.0}, "overlap"),
         ({"overlap": -0.1}, "overlap"),
@@ -359,3 +359,36 @@ def test_impossible_inputs_and_networks() -> None:
         inferer(volume, lambda x: x[:1])
     with pytest.raises(ValueError, match="gave a tuple"):
         inferer(volume, lambda x: (x, x))  # type: ignore[arg-type, return-value]
+
+
+def test_views_average_the_probabilities_of_passes_along_their_axes() -> None:
+    volume = torch.randn(1, 1, 5, 6, 7, generator=torch.Generator().manual_seed(1))
+
+    def network(
+        x: torch.Tensor,
+    ) -> torch.Tensor:  # depends on the slice's neighbourhood, so axes give different results
+        rows = torch.cumsum(x, 2)
+        return torch.cat([x, rows, x - rows], 1)
+
+    single = [SliceInferer(spatial_dim=axis, output="probabilities")(volume, network) for axis in (0, 2)]
+    assert float((single[0] - single[1]).abs().max()) > 0.1
+    both = SliceInferer(views=["sagittal", "axial"], output="probabilities")(volume, network)
+    torch.testing.assert_close(both, (single[0] + single[1]) / 2)
+    labels = SliceInferer(views=["sagittal", "axial"])(volume, network)
+    assert torch.equal(labels, both.argmax(1, keepdim=True).to(torch.uint8))
+    with pytest.raises(ValueError, match="views must be one of sagittal, coronal, axial, got 'oblique'"):
+        SliceInferer(views=["oblique"])
+    with pytest.raises(ValueError, match="not be 'logits'"):
+        SliceInferer(views=["axial"], output="logits")
+
+
+@pytest.mark.parametrize(("axis", "plane"), [(0, (5, 6)), (1, (4, 6)), (2, (4, 5))])
+def test_a_window_of_three_sizes_leaves_the_slicing_axis_out(axis: int, plane: tuple[int, int]) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(x.shape[2:]))
+        return x
+
+    SliceInferer(roi_size=(4, 5, 6), spatial_dim=axis)(torch.zeros(1, 1, 8, 8, 8), network)
+    assert set(seen) == {plane}

@@ -13,7 +13,7 @@ import torch
 from monai.transforms import Compose
 
 from accunet_monai.errors import DatasetError
-from accunet_monai.training import AugmentedBatch, SliceDataset, decathlon_cases, download_decathlon
+from accunet_monai.training import AugmentedBatch, SliceBatches, SliceDataset, decathlon_cases, download_decathlon
 from accunet_monai.transforms import LoadLabelMapd, LoadVolumed
 
 PREPROCESSING = Compose([LoadVolumed("image"), LoadLabelMapd("label", allow_missing_keys=True)])
@@ -145,3 +145,19 @@ def test_download_leaves_a_dataset_alone_and_names_the_folder_it_needs(dataset: 
     with pytest.raises(DatasetError, match="Task04_Hippocampus") as caught:
         download_decathlon(tmp_path / "elsewhere", "Task04_Hippocampus")
     assert caught.value.code == "DATASET_FOLDER_NAME"
+
+
+def test_slices_along_several_axes_come_in_batches_of_one_axis(dataset: Path) -> None:
+    cases = decathlon_cases(dataset)
+    slices = SliceDataset(cases, PREPROCESSING, [4, 6, 8], spatial_dim=[0, 2], progress=False)
+    assert len(slices) == 3 * (3 + 5)
+    batches = SliceBatches(slices, 2)
+    sizes = {0: (6, 8), 2: (4, 6)}
+    drawn: list[int] = []
+    for batch in batches:
+        (axis,) = {slices.spatial_dim(index) for index in batch}
+        assert {tuple(slices[index]["image"].shape[1:]) for index in batch} == {sizes[axis]}
+        drawn += batch
+    assert len(batches) == 9 // 2 + 15 // 2 == len(drawn) // 2
+    assert len(set(drawn)) == len(drawn)
+    assert list(batches) != list(batches)
