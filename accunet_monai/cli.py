@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,12 @@ errors = Console(stderr=True)
 
 BundleArgument = Annotated[str, typer.Argument(help="Name of a shipped bundle, or a bundle's folder.")]
 DatasetOption = Annotated[
-    Path, typer.Option("--dataset_dir", "--dataset-dir", help="Folder with dataset.json, imagesTr and labelsTr.")
+    Path | None,
+    typer.Option(
+        "--dataset_dir",
+        "--dataset-dir",
+        help="Folder with dataset.json, imagesTr and labelsTr; by default what the bundle's config says.",
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; by default cuda when there is one.")]
 SetOption = Annotated[
@@ -46,15 +52,13 @@ def demo(
     control: Annotated[bool, typer.Option(help="Also train on shuffled labels, which must fail.")] = False,
 ) -> None:
     """Segment a brain MRI, train a small network and show its experiment; needs no data and no network."""
-    from accunet_monai.demo import run_demo
-
-    _guarded(run_demo, output, train=train, control=control, console=console)
+    _guarded(_demo, output, train=train, control=control, console=console)
 
 
 @app.command()
 def train(
     bundle: BundleArgument,
-    dataset_dir: DatasetOption,
+    dataset_dir: DatasetOption = None,
     output_dir: Annotated[Path | None, typer.Option(help="Folder for weights and tables.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs.")] = None,
     device: DeviceOption = None,
@@ -62,8 +66,13 @@ def train(
     override: SetOption = None,
 ) -> None:
     """Train a bundle on a labelled dataset, tracked in MLflow."""
-    values = {"dataset_dir": str(dataset_dir), **_overrides(override)}
-    for key, value in (("output_dir", output_dir), ("max_epochs", epochs), ("device", device)):
+    values = _overrides(override)
+    for key, value in (
+        ("dataset_dir", dataset_dir),
+        ("output_dir", output_dir),
+        ("max_epochs", epochs),
+        ("device", device),
+    ):
         if value is not None:
             values[key] = str(value) if isinstance(value, Path) else value
     _run_config(bundle, "train", values, config)
@@ -72,15 +81,15 @@ def train(
 @app.command()
 def evaluate(
     bundle: BundleArgument,
-    dataset_dir: DatasetOption,
+    dataset_dir: DatasetOption = None,
     weights: Annotated[Path | None, typer.Option(help="Weights to evaluate instead of the bundle's.")] = None,
     device: DeviceOption = None,
     config: OverlayOption = None,
     override: SetOption = None,
 ) -> None:
     """Dice per case and label of a bundle's weights on its validation cases."""
-    values = {"dataset_dir": str(dataset_dir), **_overrides(override)}
-    for key, value in (("weights", weights), ("device", device)):
+    values = _overrides(override)
+    for key, value in (("dataset_dir", dataset_dir), ("weights", weights), ("device", device)):
         if value is not None:
             values[key] = str(value)
     _run_config(bundle, "evaluate", values, config)
@@ -157,6 +166,12 @@ def main() -> None:
     app()
 
 
+def _demo(*args: Any, **kwargs: Any) -> None:
+    from accunet_monai.demo import run_demo
+
+    run_demo(*args, **kwargs)
+
+
 def _run_config(bundle: str, name: str, overrides: dict[str, Any], overlays: list[Path] | None) -> None:
     from accunet_monai.workflow import run_config
 
@@ -173,6 +188,9 @@ def _overrides(pairs: list[str] | None) -> dict[str, Any]:
         if not equals or not key:
             raise typer.BadParameter(f"expected KEY=VALUE, got {pair!r}")
         values[key] = yaml.safe_load(value)
+        if isinstance(values[key], str):  # YAML 1.1 takes 1e-3 for text
+            with contextlib.suppress(ValueError):
+                values[key] = float(values[key])
     return values
 
 
@@ -184,9 +202,14 @@ def _guarded(function: Any, *args: Any, **kwargs: Any) -> Any:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, AccunetError):  # MONAI wraps what its configs raise
             cause = cause.__cause__
-        if cause is None:
+        if cause is None and isinstance(error, ModuleNotFoundError):
+            cause = error
+            advice = f"the package {error.name} is missing: pip install 'accunet-monai[train,demo]'"
+        elif cause is None:
             raise
-        errors.print(f"[bold red]error:[/bold red] {escape(str(cause))}", highlight=False, soft_wrap=True)
+        else:
+            advice = str(cause)
+        errors.print(f"[bold red]error:[/bold red] {escape(advice)}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 

@@ -3,7 +3,14 @@
 from accunet_monai.training.augmentation import BatchAugmentation
 from accunet_monai.training.data import AugmentedBatch, SliceBatches, SliceDataset, decathlon_cases, download_decathlon
 from accunet_monai.training.evaluation import CaseDice
-from accunet_monai.training.handlers import CaseTable, GradientClip, RichProgress, StopOnNonFinite, WeightsSaver
+from accunet_monai.training.handlers import (
+    CaseTable,
+    FinalValidation,
+    GradientClip,
+    RichProgress,
+    StopOnNonFinite,
+    WeightsSaver,
+)
 from accunet_monai.training.tracking import MLflowTracker
 
 __all__ = [
@@ -11,6 +18,7 @@ __all__ = [
     "BatchAugmentation",
     "CaseDice",
     "CaseTable",
+    "FinalValidation",
     "GradientClip",
     "MLflowTracker",
     "RichProgress",

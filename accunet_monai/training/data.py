@@ -17,6 +17,8 @@ from torch.utils.data import Dataset, Sampler
 from accunet_monai.errors import DatasetError
 from accunet_monai.inferers.slice_inferer import plane_size
 from accunet_monai.training.augmentation import BatchAugmentation
+from accunet_monai.volumes import read_grid
+from accunet_monai.volumes.geometry import same_placement
 
 Case = dict[str, Any]
 
@@ -42,7 +44,7 @@ def decathlon_cases(
 
     Raises:
         DatasetError: ``DATASET_MISSING``, ``DATASET_INVALID``, ``SPLIT_INVALID``, ``SPLIT_LEAK`` (one subject in two
-            parts) or ``DATASET_FILES`` (all missing files named).
+            parts), ``DATASET_FILES`` (missing files named) or ``LABEL_GRID`` (labels not on their image's grid).
     """
     folder = Path(dataset_dir)
     cases = {case["case"]: case for case in _listed_cases(folder, label_key)}
@@ -53,6 +55,8 @@ def decathlon_cases(
         raise DatasetError(
             "DATASET_FILES", f"{len(missing)} listed files are missing: {', '.join(missing[:5])}.", path=folder
         )
+    if not missing:
+        _check_grids(chosen, label_key)
     if not chosen:
         raise DatasetError("DATASET_INVALID", f"no cases{f' in part {part!r}' if part else ''}.", path=folder)
     return chosen
@@ -226,6 +230,24 @@ def _listed_cases(folder: Path, label_key: str) -> list[Case]:
     except (ValueError, KeyError, TypeError) as error:
         message = f"dataset.json is not as the Decathlon has it ({error!r})."
         raise DatasetError("DATASET_INVALID", message, path=listing) from error
+
+
+def _check_grids(cases: Sequence[Case], label_key: str) -> None:
+    """Refuse labels that do not lie on their image's grid: shape or placement."""
+    problems = []
+    for case in cases:
+        image, label = read_grid(case["image"]), read_grid(case[label_key])
+        if image.shape != label.shape:
+            problems.append(f"{case['case']} (sizes {image.shape} and {label.shape})")
+        elif not same_placement(image.affine_ras, label.affine_ras, image.shape):
+            problems.append(f"{case['case']} (orientation or position)")
+    if problems:
+        raise DatasetError(
+            "LABEL_GRID",
+            f"{len(problems)} labels are not on their image's grid: {', '.join(problems[:5])}.",
+            path=str(Path(cases[0]["image"]).parents[1]),
+            hint="Resample these labels onto their images.",
+        )
 
 
 def _case_name(path: str) -> str:

@@ -89,6 +89,26 @@ class RichProgress:
         self.progress.stop()
 
 
+class FinalValidation:
+    """Validate once more after the last epoch if that epoch was not validated, so that its weights are scored and kept.
+
+    Args:
+        evaluator: the validating MONAI engine.
+    """
+
+    def __init__(self, evaluator: Any) -> None:
+        self.evaluator = evaluator
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer, before handlers that finish the run."""
+        engine.add_event_handler(Events.COMPLETED, self.validate)
+
+    def validate(self, engine: Engine) -> None:
+        """Run the evaluator unless it has just run."""
+        if self.evaluator.state.epoch != engine.state.epoch:
+            self.evaluator.run(engine.state.epoch)
+
+
 class WeightsSaver:
     """Keep the best and the last weights as safetensors, each written whole or not at all.
 

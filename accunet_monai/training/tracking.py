@@ -114,6 +114,8 @@ class MLflowTracker:
             )
         else:
             self.experiment_id = found.experiment_id
+            if found.lifecycle_stage == "deleted":  # in the web page, say
+                self.client.restore_experiment(self.experiment_id)
         tags = {**_git_state(self.bundle_root), "bundle": self.bundle_root.name}
         run = self.client.create_run(self.experiment_id, run_name=self.run_name, tags=tags)
         self.run_id = run.info.run_id
