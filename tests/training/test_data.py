@@ -161,3 +161,14 @@ def test_slices_along_several_axes_come_in_batches_of_one_axis(dataset: Path) ->
     assert len(batches) == 9 // 2 + 15 // 2 == len(drawn) // 2
     assert len(set(drawn)) == len(drawn)
     assert list(batches) != list(batches)
+
+
+@pytest.mark.parametrize(
+    "affine", [np.diag([-1.0, 1, 1, 1]), np.array([[1.0, 0, 0, 5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])]
+)
+def test_a_label_that_does_not_lie_on_its_image_is_refused(dataset: Path, affine: np.ndarray) -> None:
+    path = dataset / "labelsTr" / "case_1.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), affine), path)
+    with pytest.raises(DatasetError, match="case_1") as caught:
+        decathlon_cases(dataset)
+    assert caught.value.code == "LABEL_GRID"

@@ -12,11 +12,20 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from monai.engines import SupervisedTrainer
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import ValidationHandler
 
 from accunet_monai.errors import NetworkError
 from accunet_monai.networks import ACCUNet, load_network
-from accunet_monai.training import CaseDice, GradientClip, MLflowTracker, RichProgress, StopOnNonFinite, WeightsSaver
+from accunet_monai.training import (
+    CaseDice,
+    FinalValidation,
+    GradientClip,
+    MLflowTracker,
+    RichProgress,
+    StopOnNonFinite,
+    WeightsSaver,
+)
 from accunet_monai.training.tracking import tracking_uri
 
 
@@ -169,3 +178,15 @@ def test_the_environment_names_the_tracking_server(monkeypatch: pytest.MonkeyPat
     assert tracking_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert tracking_uri(tmp_path) == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize(("interval", "expected"), [(1, [1, 2, 3]), (2, [2, 3]), (5, [3])])
+def test_every_run_ends_validated(interval: int, expected: list[int]) -> None:
+    case = {"image": torch.zeros(1, 1, 4, 4), "label": torch.zeros(1, 1, 4, 4)}
+    evaluator = SupervisedEvaluator("cpu", [case], torch.nn.Identity(), decollate=False)
+    validated: list[int] = []
+    evaluator.add_event_handler(Events.STARTED, lambda e: validated.append(e.state.max_epochs))
+    network = torch.nn.Conv2d(1, 1, 1)
+    handlers = [ValidationHandler(interval, evaluator), FinalValidation(evaluator)]
+    trainer_with(network, lambda pred, label: pred.square().mean(), handlers, epochs=3).run()
+    assert validated == expected
