@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accunet_monai.bundle import find_bundle, list_bundles
+from accunet_monai.bundle import LITERAL_SECTIONS, find_bundle, list_bundles
 from accunet_monai.errors import BundleError
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def run_config(
         The finished workflow.
 
     Raises:
-        BundleError: ``BUNDLE_NO_CONFIG``, or ``OVERRIDE_UNKNOWN`` with the nearest key there is.
+        BundleError: ``BUNDLE_NO_CONFIG``, ``CONFIG_MISSING`` (an overlay), ``OVERRIDE_UNKNOWN`` with the nearest key
+            there is, or ``OVERLAY_LITERAL``.
     """
     from monai.bundle import ConfigParser, create_workflow
 
@@ -52,7 +53,9 @@ def run_config(
     config = configs[name]
     files = [str(config), *(str(overlay) for overlay in overlays)]
     parser = ConfigParser()
-    parser.read_config(files)
+    parser.read_config(str(config))
+    for overlay in overlays:
+        _check_overlay(overlay, parser.get())
     for key in overrides:
         if key not in parser:
             known = {name: item for name, item in parser.get().items() if name != "_meta_"}
@@ -74,6 +77,22 @@ def run_config(
     workflow.run()
     workflow.finalize()
     return workflow  # type: ignore[no-any-return]
+
+
+def _check_overlay(overlay: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+    """Refuse an overlay that cannot be read, has keys the config lacks, or changes what the bundle computes."""
+    from monai.bundle import ConfigParser
+
+    if not Path(overlay).is_file():
+        raise BundleError("CONFIG_MISSING", "no such config file.", path=overlay)
+    for key in ConfigParser.load_config_file(overlay):
+        if key in LITERAL_SECTIONS:
+            message = f"{key!r} must stay equal in train, evaluate and inference; an overlay may not set it."
+            raise BundleError("OVERLAY_LITERAL", message, path=overlay, hint="Copy the bundle and change it there.")
+        if key not in config:
+            near = difflib.get_close_matches(key, [str(known) for known in config], n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else None
+            raise BundleError("OVERRIDE_UNKNOWN", f"the config has no key {key!r}.", path=overlay, hint=hint)
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:

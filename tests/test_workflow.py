@@ -100,3 +100,17 @@ def test_a_workflow_is_known_from_within_only(bundle: Path) -> None:
     assert workflow.parser.get_parsed_content("ran")[1] == bundle / "configs"
     assert running_workflow() is None
     assert running_bundle_root("hippocampus_mri") == str(find_bundle("hippocampus_mri"))
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [("max_epoch: 1\n", "OVERRIDE_UNKNOWN"), ("network_def: {}\n", "OVERLAY_LITERAL"), (None, "CONFIG_MISSING")],
+)
+def test_overlays_with_wrong_keys_are_refused(tmp_path: Path, content: str | None, code: str) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    if content is not None:
+        overlay.write_text(content)
+    with pytest.raises(BundleError) as caught:
+        run_config("hippocampus_mri", "train", {}, (overlay,))
+    assert caught.value.code == code
+    assert str(overlay) in str(caught.value)

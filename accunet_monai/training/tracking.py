@@ -18,6 +18,7 @@ import yaml
 from ignite.engine import Engine, Events
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from PIL import Image
 from rich.console import Console
@@ -41,6 +42,21 @@ def tracking_uri(folder: str | os.PathLike[str] = "runs") -> str:
     path = Path(folder).resolve()
     path.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{path / 'mlflow.db'}"
+
+
+def resolved_config(parser: ConfigParser) -> dict[str, Any]:
+    """The merged config with its top-level expressions and references replaced by their values, where these are plain.
+
+    Args:
+        parser: of a workflow that has been initialised.
+    """
+    config: dict[str, Any] = dict(parser.get())
+    for key, value in config.items():
+        if isinstance(value, str) and value.startswith(("$", "@")):
+            found = parser.get_parsed_content(key)
+            if found is None or isinstance(found, str | int | float | bool):
+                config[key] = found
+    return config
 
 
 class MLflowTracker:
@@ -90,8 +106,8 @@ class MLflowTracker:
         self.run_id: str | None = None
         self.experiment_id = ""
         self._losses: list[float] = []
-        workflow = running_workflow()
-        self._config: dict[str, Any] = {} if workflow is None else dict(workflow.parser.get())
+        self._workflow = running_workflow()
+        self._config: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
@@ -104,6 +120,8 @@ class MLflowTracker:
         self.evaluator.add_event_handler(Events.COMPLETED, self._log_validation, engine)
 
     def _start(self, engine: Engine) -> None:
+        if self._workflow is not None:
+            self._config = resolved_config(self._workflow.parser)
         uri = tracking_uri(self.folder)
         self.client = MlflowClient(tracking_uri=uri)
         found = self.client.get_experiment_by_name(self.experiment)

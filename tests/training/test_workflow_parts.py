@@ -11,6 +11,7 @@ import mlflow
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
@@ -26,7 +27,7 @@ from accunet_monai.training import (
     StopOnNonFinite,
     WeightsSaver,
 )
-from accunet_monai.training.tracking import tracking_uri
+from accunet_monai.training.tracking import resolved_config, tracking_uri
 
 
 @pytest.fixture(autouse=True)
@@ -190,3 +191,12 @@ def test_every_run_ends_validated(interval: int, expected: list[int]) -> None:
     handlers = [ValidationHandler(interval, evaluator), FinalValidation(evaluator)]
     trainer_with(network, lambda pred, label: pred.square().mean(), handlers, epochs=3).run()
     assert validated == expected
+
+
+def test_the_config_is_recorded_with_values_in_place_of_expressions() -> None:
+    parser = ConfigParser({"folder": "runs", "out": "$@folder + '/x'", "again": "@out", "net": "$torch.nn.Identity()"})
+    parser.parse()
+    found = resolved_config(parser)
+    assert found["out"] == "runs/x"
+    assert found["again"] == "runs/x"
+    assert found["net"] == "$torch.nn.Identity()"
