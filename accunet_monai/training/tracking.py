@@ -73,7 +73,7 @@ class MLflowTracker:
         metric: its case metric.
         output_dir: where the run's files are, best weights included.
         bundle_root: the bundle's folder, logged with the best weights in it.
-        run_name: name of the run.
+        run_name: name of the run; by default the local time of its start.
         folder: where the default database lies; see :func:`tracking_uri`.
         pictures: number of validation cases to picture.
         picture_interval: epochs between pictures.
@@ -135,7 +135,8 @@ class MLflowTracker:
             if found.lifecycle_stage == "deleted":  # in the web page, say
                 self.client.restore_experiment(self.experiment_id)
         tags = {**_git_state(self.bundle_root), "bundle": self.bundle_root.name}
-        run = self.client.create_run(self.experiment_id, run_name=self.run_name, tags=tags)
+        name = self.run_name or time.strftime("%Y-%m-%d %H:%M:%S")  # MLflow's own are drawn by the seeded generator
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
         self.run_id = run.info.run_id
         found_params = {**dict(_flatten(self._config)), **_environment()}.items()
         params = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in found_params]
