@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -204,7 +205,7 @@ class MLflowTracker:
         page = f"#/experiments/{self.experiment_id}/runs/{self.run_id}?workflowType=machine_learning"
         if uri.startswith("http"):
             return f"{uri.rstrip('/')}/{page}"
-        return f"mlflow ui --backend-store-uri {uri}\n  then http://127.0.0.1:5000/{page}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}\n  then http://127.0.0.1:5000/{page}"
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         if self.run_id is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -200,3 +201,11 @@ def test_the_config_is_recorded_with_values_in_place_of_expressions() -> None:
     assert found["out"] == "runs/x"
     assert found["again"] == "runs/x"
     assert found["net"] == "$torch.nn.Identity()"
+
+
+def test_the_command_that_shows_a_run_can_be_pasted(tmp_path: Path) -> None:
+    folder = tmp_path / "with space"
+    engine = Engine(lambda engine, batch: None)
+    tracker = MLflowTracker("x", engine, CaseDice({1: "organ"}), tmp_path, tmp_path, folder=folder)
+    command = tracker.command().splitlines()[0]
+    assert shlex.split(command) == ["mlflow", "ui", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
