@@ -7,10 +7,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from accunet_monai.training.synthesis import LABELS, mni152_t1, write_image
+from accunet_monai.training.synthesis import described, mni152_t1, write_image
 from accunet_monai.volumes import Grid, write_label_map
 
 CASE = "mni152_t1"
+_ABOUT = "skull-stripped average of 152 people; reference: argmax of nilearn's tissue maps"
 
 
 def make_average_dataset(folder: str | os.PathLike[str], resolution_mm: int = 2) -> Path:
@@ -36,23 +37,9 @@ def make_average_dataset(folder: str | os.PathLike[str], resolution_mm: int = 2)
             made = Path(temporary) / "made"
             write_image(made / "imagesTr" / f"{CASE}.nii.gz", image * 1000, affine_ras)
             write_label_map(made / "labelsTr" / f"{CASE}.nii.gz", reference, Grid(reference.shape, affine_ras))
-            (made / "dataset.json").write_text(json.dumps(_description(), indent=2) + "\n", encoding="utf-8")
+            description = described("MNI152 average T1", _ABOUT, [f"{CASE}.nii.gz"])
+            (made / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             if target.exists():
                 target.rmdir()
             made.rename(target)
     return target / "dataset.json"
-
-
-def _description() -> dict[str, object]:
-    return {
-        "name": "MNI152 average T1",
-        "description": "skull-stripped average of 152 people; reference: argmax of nilearn's tissue maps",
-        "licence": "derived from the ICBM 152 nonlinear atlases (2009)",
-        "tensorImageSize": "3D",
-        "modality": {"0": "MRI"},
-        "labels": {str(value): name for value, name in LABELS.items()},
-        "numTraining": 1,
-        "numTest": 0,
-        "training": [{"image": f"imagesTr/{CASE}.nii.gz", "label": f"labelsTr/{CASE}.nii.gz"}],
-        "test": [],
-    }

@@ -347,24 +347,27 @@ def _made_recipe(folder: Path) -> dict[str, Any] | None:
     return recipe if all(file.is_file() for file in files) else {}
 
 
-def _description(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The content of dataset.json."""
+def described(name: str, description: str, files: list[str]) -> dict[str, Any]:
+    """A dataset.json in the Decathlon's form for images and tissue labels of these file names."""
     return {
-        "name": "Made brain tissues",
-        "description": "T1-like volumes made from the MNI152 (ICBM 2009a) tissue maps that nilearn carries",
+        "name": name,
+        "description": description,
         "licence": "derived from the ICBM 152 nonlinear atlases (2009)",
         "tensorImageSize": "3D",
         "modality": {"0": "MRI"},
-        "labels": {str(value): name for value, name in LABELS.items()},
-        "numTraining": recipe["count"],
+        "labels": {str(value): label for value, label in LABELS.items()},
+        "numTraining": len(files),
         "numTest": 0,
-        "training": [
-            {"image": f"imagesTr/{_name(index)}", "label": f"labelsTr/{_name(index)}"}
-            for index in range(recipe["count"])
-        ],
+        "training": [{"image": f"imagesTr/{file}", "label": f"labelsTr/{file}"} for file in files],
         "test": [],
-        "synthesis": recipe,
     }
+
+
+def _description(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The content of dataset.json."""
+    about = "T1-like volumes made from the MNI152 (ICBM 2009a) tissue maps that nilearn carries"
+    files = [_name(index) for index in range(recipe["count"])]
+    return {**described("Made brain tissues", about, files), "synthesis": recipe}
 
 
 def _name(index: int) -> str:
