@@ -6,6 +6,10 @@ Programs branch on ``code`` (it never changes once released), people read the me
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+
+SHOWN_INSTANCES = 3
+"""So many offending instances are named in a message; all of them are in ``SeriesError.instances``."""
 
 
 class AccunetError(Exception):
@@ -38,6 +42,41 @@ class VolumeError(AccunetError, ValueError):
     """A file or array is not a volume this package can read or write without guessing."""
 
 
+class SeriesError(VolumeError):
+    """DICOM objects do not make up one volume without guessing, or what was made of them is not what was meant.
+
+    Args:
+        code, message, path, hint: as of :class:`AccunetError`.
+        series_uid: the SeriesInstanceUID concerned, if one is known.
+        instances: the offending instances, by SOPInstanceUID where they have one, else by file name.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        hint: str | None = None,
+        series_uid: str | None = None,
+        instances: Sequence[str] = (),
+    ) -> None:
+        self.series_uid = series_uid
+        self.instances = tuple(instances)
+        super().__init__(code, message, path=path, hint=hint)
+
+    def __str__(self) -> str:
+        series = f" Series {self.series_uid}." if self.series_uid else ""
+        shown = ", ".join(self.instances[:SHOWN_INSTANCES])
+        more = len(self.instances) - SHOWN_INSTANCES
+        instances = f" Instances: {shown}{f' and {more} more' if more > 0 else ''}." if shown else ""
+        return f"{super().__str__()}{series}{instances}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """As its base, with the series and its instances."""
+        return _rebuild_series, (self.code, self.message, self.path, self.hint, self.series_uid, self.instances)
+
+
 class DatasetError(AccunetError, ValueError):
     """A training or evaluation dataset is incomplete or contradicts itself."""
 
@@ -52,3 +91,9 @@ class NetworkError(AccunetError, ValueError):
 
 def _rebuild(cls: type[AccunetError], code: str, message: str, path: str | None, hint: str | None) -> AccunetError:
     return cls(code, message, path=path, hint=hint)
+
+
+def _rebuild_series(
+    code: str, message: str, path: str | None, hint: str | None, series_uid: str | None, instances: tuple[str, ...]
+) -> SeriesError:
+    return SeriesError(code, message, path=path, hint=hint, series_uid=series_uid, instances=instances)
