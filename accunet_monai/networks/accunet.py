@@ -44,6 +44,8 @@ class ACCUNet(nn.Module):
         dropout: probability of channel dropout in every HANC block.
         mlfc: ``"published"``, ``"lite"`` or ``"weighted"``, see :class:`MLFCLayer`.
         input_shape: spatial shape; given, any other shape is refused with a ``ValueError``.
+        use_checkpoint: in training, compute the HANC blocks' expanded channels and the MLFC levels a second time in the
+            backward pass instead of keeping them; same gradients, less memory, more time (docs/performance.md has both).
 
     Raises:
         ValueError: on construction for impossible arguments; in ``forward`` for input of other rank, channels, dtype or
@@ -67,6 +69,7 @@ class ACCUNet(nn.Module):
         dropout: float = 0.0,
         mlfc: MLFCVariant = "published",
         input_shape: Sequence[int] | None = None,
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         _check_arguments(spatial_dims, in_channels, out_channels, base_filters, mlfc_iterations, dropout, input_shape)
@@ -81,6 +84,7 @@ class ACCUNet(nn.Module):
             "dropout": dropout,
             "mlfc": mlfc,
             "input_shape": None if input_shape is None else list(input_shape),
+            "use_checkpoint": use_checkpoint,
         }
         self.config = config  # without an annotation here: TorchScript warns of it
         self.spatial_dims = spatial_dims
@@ -90,16 +94,18 @@ class ACCUNet(nn.Module):
 
         width = [base_filters * 2**level for level in range(5)]
         style: dict[str, Any] = {"act": act, "norm": norm}
+        block: dict[str, Any] = {**style, "dropout": dropout, "use_checkpoint": use_checkpoint}
         self.pool = Pool[Pool.MAX, spatial_dims](2)
         self.encoder = nn.ModuleList()
         for level, k in enumerate(ENCODER_SCALES):
             before = width[level - 1] if level else in_channels
-            self.encoder.append(_stage(spatial_dims, before, width[level], k, EXPANSION, dropout, style))
+            self.encoder.append(_stage(spatial_dims, before, width[level], k, EXPANSION, block))
         self.skips = nn.ModuleList(
             ResPath(spatial_dims, width[level], blocks, **style) for level, blocks in enumerate(RESIDUAL_BLOCKS)
         )
         self.mlfc = nn.ModuleList(
-            MLFCLayer(spatial_dims, width[:4], variant=mlfc, **style) for _ in range(mlfc_iterations)
+            MLFCLayer(spatial_dims, width[:4], variant=mlfc, use_checkpoint=use_checkpoint, **style)
+            for _ in range(mlfc_iterations)
         )
         self.upsample = nn.ModuleList()
         self.decoder = nn.ModuleList()
@@ -107,7 +113,7 @@ class ACCUNet(nn.Module):
             transposed = Conv[Conv.CONVTRANS, spatial_dims]
             self.upsample.append(transposed(width[level + 1], width[level], 2, stride=2))
             second = WIDE_EXPANSION if level == 2 else EXPANSION
-            self.decoder.append(_stage(spatial_dims, 2 * width[level], width[level], k, second, dropout, style))
+            self.decoder.append(_stage(spatial_dims, 2 * width[level], width[level], k, second, block))
         self.head = Conv[Conv.CONV, spatial_dims](base_filters, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -233,15 +239,15 @@ def weight_decay_groups(network: nn.Module, decay: float) -> list[dict[str, Any]
 
 
 def _stage(
-    spatial_dims: int, before: int, after: int, k: int, second_expansion: int, dropout: float, style: dict[str, Any]
+    spatial_dims: int, before: int, after: int, k: int, second_expansion: int, block: dict[str, Any]
 ) -> nn.Sequential:
     """Two HANC blocks: ``before`` channels in, ``after`` channels out.
 
     The first block keeps the published expansion of 3.
     """
     return nn.Sequential(
-        HANCBlock(spatial_dims, before, after, k, EXPANSION, dropout=dropout, **style),
-        HANCBlock(spatial_dims, after, after, k, second_expansion, dropout=dropout, **style),
+        HANCBlock(spatial_dims, before, after, k, EXPANSION, **block),
+        HANCBlock(spatial_dims, after, after, k, second_expansion, **block),
     )
 
 

@@ -9,12 +9,18 @@ weights, and no concatenation at full resolution. ``sum_coarse_to_fine`` is that
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Pool
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
 
 ActivationSpec = str | tuple[str, dict[str, object]]
 NormSpec = str | tuple[str, dict[str, object]]
@@ -141,6 +147,9 @@ class HANCBlock(nn.Module):
         k: scales of the HANC layer; spatial sizes must be multiples of 2^(k−1).
         expansion: the depthwise convolution works on ``expansion * in_channels`` channels.
         dropout: probability of channel dropout before the squeeze-and-excitation.
+        use_checkpoint: in training, drop the expanded channels after the forward pass and compute them again in the
+            backward pass: less memory for more time, the same gradients and running statistics. Compiled networks
+            ignore it: PyTorch's compiler decides itself what to compute again.
     """
 
     def __init__(
@@ -153,10 +162,12 @@ class HANCBlock(nn.Module):
         act: ActivationSpec = LEAKY_RELU,
         norm: NormSpec = "batch",
         dropout: float = 0.0,
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         conv = Conv[Conv.CONV, spatial_dims]
         expanded = in_channels * expansion
+        self.use_checkpoint = use_checkpoint
         self.act = get_act_layer(act)
         self.expand = conv(in_channels, expanded, 1)
         self.expand_norm = get_norm_layer(norm, spatial_dims, expanded)
@@ -171,12 +182,23 @@ class HANCBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, *spatial) → (N, out_channels, *spatial)."""
-        expanded = self.act(self.expand_norm(self.expand(x)))
-        expanded = self.act(self.depthwise_norm(self.depthwise(expanded)))
-        mixed = self.residual_norm(x + self.hanc(expanded))
+        mixed = self.residual_norm(x + self._context_of(x))
         projected = self.act(self.project_norm(self.project(mixed)))
         squeezed: Tensor = self.squeeze(self.dropout(projected))
         return squeezed
+
+    def _context_of(self, x: Tensor) -> Tensor:
+        if not is_scripting():  # noqa: SIM102 (TorchScript)
+            if self.use_checkpoint and computed_twice(self):
+                return checkpointed(self, self._expanded_context, x)
+        return self._expanded_context(x)
+
+    def _expanded_context(self, x: Tensor) -> Tensor:
+        """Everything that happens in expanded channels: x → what HANC adds to it, the same shape."""
+        expanded = self.act(self.expand_norm(self.expand(x)))
+        expanded = self.act(self.depthwise_norm(self.depthwise(expanded)))
+        context: Tensor = self.hanc(expanded)
+        return context
 
 
 class ResPath(nn.Module):
@@ -216,3 +238,44 @@ class ResPath(nn.Module):
             x = x + block(x)
         normed: Tensor = self.final_norm(self.act(self.norm(x)))
         return normed
+
+
+def computed_twice(module: nn.Module) -> bool:
+    """Whether activation checkpointing has any use here: eager training with gradients wanted.
+
+    PyTorch's compiler decides itself what to compute again in the backward pass.
+    """
+    return module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def checkpointed(module: nn.Module, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """``function(*inputs)``, computed again in the backward pass; the norms of ``module`` count the batch once.
+
+    Nothing random may happen in ``function``.
+    """
+    result: Tensor = checkpoint(
+        function,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), _running_statistics_kept(module)),
+    )
+    return result
+
+
+@contextmanager
+def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Norms of ``module`` use the batch's statistics as in training, but do not count the batch a second time."""
+    norms = [one for one in module.modules() if isinstance(one, _NormBase) and one.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    counts = [int(counter) for counter in counters]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for counter, count in zip(counters, counts, strict=True):
+            counter.fill_(count)

@@ -10,12 +10,15 @@ import torch
 from monai.networks.layers.factories import Conv, Pool
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from accunet_monai.networks.blocks import (
     LEAKY_RELU,
     ActivationSpec,
     NormSpec,
     SqueezeExcitation,
+    checkpointed,
+    computed_twice,
     sum_coarse_to_fine,
 )
 
@@ -45,6 +48,7 @@ class MLFCLevel(nn.Module):
         channels: channels of all levels, fine to coarse.
         level: index of this level in ``channels``.
         variant: ``"published"`` or ``"weighted"``.
+        use_checkpoint: as of :class:`MLFCLayer`.
     """
 
     def __init__(
@@ -55,8 +59,10 @@ class MLFCLevel(nn.Module):
         act: ActivationSpec = LEAKY_RELU,
         norm: NormSpec = "batch",
         variant: MLFCVariant = "published",
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        self.use_checkpoint = use_checkpoint
         conv = Conv[Conv.CONV, spatial_dims]
         own = channels[level]
         self.compile_finer = conv(sum(channels[: level + 1]), own, 1)
@@ -81,6 +87,12 @@ class MLFCLevel(nn.Module):
             coarser: the coarser levels' features, each half the size of the one before.
             weight: share of the merged features in the residual sum, for the ``"weighted"`` variant.
         """
+        if not is_scripting():  # noqa: SIM102 (TorchScript)
+            if self.use_checkpoint and computed_twice(self):
+                return checkpointed(self, self._fuse, own, gathered, coarser, weight)
+        return self._fuse(own, gathered, coarser, weight)
+
+    def _fuse(self, own: Tensor, gathered: Tensor, coarser: list[Tensor], weight: Tensor | None) -> Tensor:
         compiled = [self.compile_finer(gathered)]
         for index, project in enumerate(self.compile_coarser):
             compiled.append(project(coarser[index]))
@@ -105,6 +117,7 @@ class MLFCLayer(nn.Module):
         variant: ``"published"``; ``"weighted"`` adds a learned scalar share of the merged features (the authors' "W");
             ``"lite"`` keeps only the last squeeze-and-excitation of each level (the authors' "Lite", without the
             parameters that theirs holds and never uses).
+        use_checkpoint: in training, compute each level a second time in the backward pass instead of keeping its maps.
     """
 
     def __init__(
@@ -114,6 +127,7 @@ class MLFCLayer(nn.Module):
         act: ActivationSpec = LEAKY_RELU,
         norm: NormSpec = "batch",
         variant: MLFCVariant = "published",
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if variant not in ("published", "lite", "weighted"):
@@ -126,7 +140,7 @@ class MLFCLayer(nn.Module):
             if variant == "lite":
                 self.lite.append(SqueezeExcitation(spatial_dims, channels[level], act=act, norm=norm))
             else:
-                self.levels.append(MLFCLevel(spatial_dims, channels, level, act, norm, variant))
+                self.levels.append(MLFCLevel(spatial_dims, channels, level, act, norm, variant, use_checkpoint))
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Features of all levels, fine to coarse (N, C_level, *spatial_level) → the same shapes."""
