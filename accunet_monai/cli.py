@@ -147,6 +147,18 @@ def export_command(
     console.print(f"written: {output}")
 
 
+@bundle_app.command("install-weights")
+def install_command(
+    bundle: BundleArgument,
+    weights: Annotated[Path, typer.Argument(help="Trained weights, e.g. runs/hippocampus_mri/best.safetensors.")],
+    half: Annotated[bool, typer.Option(help="Store matrices and kernels as float16: half the size.")] = False,
+) -> None:
+    """Make trained weights the bundle's own, once they are known to fit its network."""
+    from accunet_monai.summary import install_weights
+
+    console.print(f"written: {_guarded(install_weights, bundle, weights, half=half)}", highlight=False, soft_wrap=True)
+
+
 @app.command()
 def version() -> None:
     """The versions of this package and of what it stands on."""

@@ -1,4 +1,4 @@
-"""What a bundle is, as text; and its weights in PyTorch's own format for tools that want that."""
+"""What a bundle is, as text; its weights as PyTorch's own file; trained weights put into it."""
 
 from __future__ import annotations
 
@@ -79,3 +79,26 @@ def export_checkpoint(
     with atomic_output(output) as file:
         torch.save(tensors, file)
     return Path(output)
+
+
+def install_weights(name_or_path: str | os.PathLike[str], weights: str | os.PathLike[str], half: bool = False) -> Path:
+    """Make trained weights a bundle's own, once they are known to fit its network; returns the written file.
+
+    Args:
+        name_or_path: a shipped bundle's name or a bundle's folder.
+        weights: safetensors file as training writes it; its header is kept.
+        half: store matrices and kernels as float16, half the size; they are read as float32. Vectors (norms and biases)
+            keep their precision: running variances do not fit the range of float16.
+
+    Raises:
+        NetworkError, BundleError: the weights do not fit or the bundle cannot be opened; nothing is written then.
+    """
+    import torch
+
+    from accunet_monai.networks.checkpoint import read_weights, save_weights
+
+    bundle = load_bundle(name_or_path, weights=weights).bundle
+    tensors, header = read_weights(weights)
+    if half:
+        tensors = {key: value.to(torch.float16) if value.dim() > 1 else value for key, value in tensors.items()}
+    return save_weights(tensors, bundle / WEIGHTS, header)

@@ -9,6 +9,7 @@ from accunet_monai.networks.accunet import (
 )
 from accunet_monai.networks.blocks import HANCBlock, HANCLayer, ResPath, SqueezeExcitation
 from accunet_monai.networks.checkpoint import load_network, load_weights, save_network
+from accunet_monai.networks.deploy import optimize_for_inference
 from accunet_monai.networks.mlfc import MLFCLayer
 from accunet_monai.networks.official import from_official, to_official
 
@@ -25,6 +26,7 @@ __all__ = [
     "from_official",
     "load_network",
     "load_weights",
+    "optimize_for_inference",
     "save_network",
     "to_official",
     "weight_decay_groups",
