@@ -66,6 +66,14 @@ def test_mirror_flips_the_named_axis_or_nothing(batch: tuple[torch.Tensor, torch
     assert outcomes == {True, False}
 
 
+def test_mirrored_slices_come_in_reverse_order_with_their_channels_kept() -> None:
+    image = torch.arange(6.0).reshape(1, 6, 1, 1).expand(32, 6, 8, 8)  # three slices of two channels
+    label = torch.zeros(32, 1, 8, 8, dtype=torch.long)
+    mirrored, _ = only(mirror_slices=3)(image, label)
+    orders = {tuple(sample[:, 0, 0].round().int().tolist()) for sample in mirrored}
+    assert orders == {(0, 1, 2, 3, 4, 5), (4, 5, 2, 3, 0, 1)}
+
+
 def test_rotation_turns_rigidly_in_pixels_also_where_the_image_is_not_square() -> None:
     augmentation = only(rotation=90.0)
     rows, columns = torch.meshgrid(torch.arange(48.0), torch.arange(32.0), indexing="ij")

@@ -122,6 +122,14 @@ def test_small_slices_are_padded_by_their_edges_and_large_ones_cropped(dataset: 
     assert corners == {10.0 * row + column for row in range(3) for column in range(4)}
 
 
+def test_slices_without_a_label_weigh_less(dataset: Path) -> None:
+    cases = decathlon_cases(dataset, limit=2)
+    across = SliceDataset(cases, PREPROCESSING, [4, 5], spatial_dim=0, progress=False)  # the label is x
+    assert across.slice_weights(empty=0.4) == [0.4, 1.0, 1.0] * 2
+    along = SliceDataset(cases, PREPROCESSING, [3, 4], spatial_dim=2, progress=False)
+    assert along.slice_weights(empty=0.4) == [1.0] * 10
+
+
 def test_image_and_label_of_different_size_are_refused(tmp_path: Path) -> None:
     entry = write_case(tmp_path, "odd", np.zeros((3, 4, 5)), np.zeros((3, 4, 6)))
     (tmp_path / "dataset.json").write_text(json.dumps({"training": [entry]}))
