@@ -1,263 +1,211 @@
 """How much faster and smaller is our form of ACC-UNet than its literal definition, with the same weights?
 
-    python benchmarks/network.py --width 32 --shape 2,3,224,224
+    python benchmarks/network.py --width 32 --shape 2,3,224,224 --output network.md
 
-Runs the forms in turns (so that a busy moment hits all of them), in evaluation and as a training step; prints medians
-and ratios against the literal form (eager, contiguous: tests/networks/literal.py), GMAC an image, and the peak memory
-of a fresh process for each.
+Runs the forms in turns (so that a busy moment hits all of them), in evaluation and as a training step. Prints medians
+and ratios against the literal form (eager, contiguous: tests/networks/literal.py) or, where that does not fit into
+memory, the first that does; the peak memory of a fresh process for each; GMAC an image; and which share of the
+operations of a large matrix product, timed in the same turns, each form gets out of the machine. Three of MONAI's
+networks run on the same input, for scale: they are other networks, at their own widths, and have no ratios.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import platform
-import resource
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
-from accunet_monai.networks import ACCUNet, to_official
-from accunet_monai.networks.deploy import optimize_for_inference
-from tests.networks.literal import LiteralACCUNet
-from tests.networks.randomised import calibrate
+from benchmarks.measuring.forms import (
+    EVALUATION,
+    FORMS,
+    LITERAL,
+    MODES,
+    Case,
+    forms_of,
+    make_input,
+    make_network,
+    multiply_accumulates,
+    operations,
+    parameters,
+    random_weights,
+    run_once,
+)
+from benchmarks.measuring.memory import Memory, measure_memory
+from benchmarks.measuring.options import make_parser, parse_shape, prepare
+from benchmarks.measuring.report import Report, describe_machine, mebibytes, ratio
+from benchmarks.measuring.timing import Timing, matrix_product, take_turns
 
-BASELINE = "literal"
-FORMS = {
-    BASELINE: "literal form: eager, contiguous",
-    "eager": "ours: eager, contiguous",
-    "channels-last": "ours: eager, channels-last",
-    "compiled": "ours: channels-last, compiled",
-    "folded": "ours: folded for inference",
-    "folded-bf16": "ours: folded for inference, bfloat16",
-}
-INFERENCE_ONLY = {"folded": torch.float32, "folded-bf16": torch.bfloat16}
-"""Forms of optimize_for_inference, which cannot be trained, and their precision."""
-MODES = {"evaluation": "Evaluation", "training": "Training step (forward, backward, SGD)"}
+TITLES = {EVALUATION: "Evaluation", "training": "Training step (forward, backward, SGD)"}
+COLUMNS = (
+    "form",
+    "median ms",
+    "fastest–slowest",
+    "times as fast",
+    "added memory",
+    "share of memory",
+    "GMAC an image",
+    "of the limit",
+    "in the kernel",
+)
+PEER_COLUMNS = (*COLUMNS[:3], "parameters", "added memory", *COLUMNS[6:])
 LARGEST_DIFFERENCE = 1e-3
-"""Share of the logits' spread; random weights amplify float32 rounding much more than trained ones.
+"""Share of the logits' spread, or of the loss; random weights amplify float32 rounding much more than trained ones.
 
 bfloat16 is not held to it: what its rounding costs is measured on real images, by tests/networks/test_deploy.py.
 """
-MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes in which getrusage counts the resident set."""
+PRODUCT_SIZE = {"cpu": 4096, "cuda": 16384}
+"""Rows of the multiplied matrices: large enough that more would not be faster."""
 
 
 def main() -> None:
     options = _read_options()
-    if options.memory_of:
-        print(json.dumps(_added_peak_memory(options)))
-        return
-    console = Console(width=120)
-    console.print(_machine())
-    console.print(
-        f"width {options.width}, input {options.shape}, float32, median of {options.repeats} interleaved runs"
-    )
-    # Memory first: a child starts with its parent's resident set on its own account.
-    memory = {
-        (form, mode): _measure_memory(form, mode, options) for mode in MODES for form in _forms_of(mode, options.forms)
-    }
-    networks = _make_networks(options)
-    x = torch.randn(options.shape)
-    _check_equal(networks, x)
-    gmac = {form: _gmac_per_image(networks[form], x) for form in options.forms if form != "compiled"}
-    for mode, title in MODES.items():
-        forms = _forms_of(mode, options.forms)
-        runs = {form: partial(_step(mode), networks[form], _arranged(form, x)) for form in forms}
-        seconds = _interleaved_medians(runs, options.repeats)
-        console.print(_table(title, seconds, {form: memory[form, mode] for form in forms}, gmac))
+    report = Report(options.output)
+    report.paragraph(describe_machine(options.device))
+    shape = "×".join(map(str, options.shape))
+    report.paragraph(f"Width {options.width}, input {shape}, {options.repeats} runs of each form in turn.")
+    memory = {case: measure_memory(case, options.memory) for mode in MODES for case in _cases(mode, options)}
+    macs = {name: multiply_accumulates(_case(name, EVALUATION, options)) for name in options.forms}
+    for mode in MODES:
+        measured = {case: memory[case] for case in _cases(mode, options)}
+        timings, limits = _time(measured, options)
+        _report_forms(report, mode, measured, timings, limits, macs)
+        _report_peers(report, mode, measured, timings, limits, macs)
 
 
 def _read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=32, help="base_filters (default 32)")
-    parser.add_argument("--shape", type=_shape, default=(2, 3, 224, 224), help="N,C,H,W or N,C,X,Y,Z")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each form (default 7)")
+    parser = make_parser(__doc__, repeats=7)
+    parser.add_argument("--shape", type=parse_shape, default=(2, 3, 224, 224), help="N,C,H,W or N,C,X,Y,Z")
     parser.add_argument("--forms", type=_forms, default=tuple(FORMS), help=f"some of {','.join(FORMS)}")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--quick", action="store_true", help="a small network and image, two runs, nothing compiled")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # FORM:MODE, how a fresh process measures itself
+    parser.add_argument("--memory", type=_gibibytes, help="GiB a form may take (default: nearly all there is)")
     options = parser.parse_args()
     if options.quick:
-        options.width, options.shape, options.repeats = 8, (1, 3, 96, 96), 2
-        options.forms = tuple(form for form in options.forms if form != "compiled")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+        options.width, options.shape, options.repeats = 8, (2, 3, 64, 64), 1
+        options.forms = tuple(name for name in options.forms if not FORMS[name].compiled)
+    if len(options.shape) == 5 and options.device == "cpu":  # PyTorch has no 3D average pooling for it there
+        options.forms = tuple(name for name in options.forms if FORMS[name].precision is torch.float32)
+    prepare(options)
     return options
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    shape = tuple(int(size) for size in text.split(","))
-    if len(shape) not in (4, 5) or min(shape) < 1 or any(size % 16 for size in shape[2:]):
-        raise argparse.ArgumentTypeError(
-            f"{text}: 4 or 5 sizes, the spatial ones multiples of 16 (for the literal form)"
-        )
-    return shape
 
 
 def _forms(text: str) -> tuple[str, ...]:
     chosen = set(text.split(","))
     if unknown := chosen - set(FORMS):
         raise argparse.ArgumentTypeError(f"unknown forms {', '.join(sorted(unknown))}; known are {', '.join(FORMS)}")
-    return tuple(form for form in FORMS if form in chosen | {BASELINE})
+    return tuple(name for name in FORMS if name in chosen | {LITERAL})
 
 
-def _forms_of(mode: str, forms: Iterable[str]) -> tuple[str, ...]:
-    return tuple(form for form in forms if mode == "evaluation" or form not in INFERENCE_ONLY)
+def _gibibytes(text: str) -> int:
+    return int(float(text) * 2**30)
 
 
-def _make_networks(options: argparse.Namespace) -> dict[str, nn.Module]:
-    """The same random weights in every form, with normalisations that let the image through to the logits."""
-    torch.manual_seed(0)
-    reference = ACCUNet(len(options.shape) - 2, options.shape[1], 1, options.width)
-    calibrate(reference, torch.randn(options.shape))
-    return {form: _make(form, reference) for form in options.forms}
+def _cases(mode: str, options: argparse.Namespace) -> list[Case]:
+    return [_case(name, mode, options) for name in forms_of(mode, options.forms)]
 
 
-def _make(form: str, reference: ACCUNet) -> nn.Module:
-    if form == BASELINE:
-        literal = LiteralACCUNet(reference.spatial_dims, reference.in_channels, 1, reference.config["base_filters"])
-        literal.load_state_dict(to_official(reference))
-        return literal
-    network = ACCUNet(**reference.config)
-    network.load_state_dict(reference.state_dict())
-    if form in INFERENCE_ONLY:
-        return optimize_for_inference(network, dtype=INFERENCE_ONLY[form])
-    if form == "eager":
-        return network
-    network = network.to(memory_format=_channels_last(reference.spatial_dims))
-    return torch.compile(network, fullgraph=True) if form == "compiled" else network
+def _case(name: str, mode: str, options: argparse.Namespace) -> Case:
+    return Case(name, mode, options.shape, options.width, device=options.device)
 
 
-def _arranged(form: str, x: Tensor) -> Tensor:
-    if form not in (BASELINE, "eager"):
-        return x.contiguous(memory_format=_channels_last(x.dim() - 2))
-    return x
+def _time(
+    memory: dict[Case, Memory], options: argparse.Namespace
+) -> tuple[dict[Case, Timing], dict[torch.dtype, float]]:
+    """Timings of the cases that fit, and operations a second of a matrix product by precision."""
+    weights = random_weights(next(iter(memory)))
+    runs = {}
+    for case in memory:
+        if memory[case].fits:
+            runs[case] = partial(run_once, case, make_network(case, weights), make_input(case))
+    _check_equal({case: run() for case, run in runs.items() if not FORMS[case.form].peer})
+    size = 256 if options.quick else PRODUCT_SIZE[options.device]
+    precisions = dict.fromkeys(FORMS[case.form].precision for case in runs)
+    products = {precision: matrix_product(precision, size, options.device) for precision in precisions}
+    for product in products.values():
+        product()
+    timings = take_turns({**runs, **products}, options.repeats, options.device)
+    limits = {precision: 2 * size**3 / timings.pop(precision).median for precision in products}
+    return timings, limits
 
 
-def _channels_last(spatial_dims: int) -> torch.memory_format:
-    return torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
+def _check_equal(outputs: dict[Case, Tensor]) -> None:
+    """A comparison of speed means nothing if the outputs differ: logits in evaluation, the first loss in training."""
+    exact = {case: output.float() for case, output in outputs.items() if FORMS[case.form].precision is torch.float32}
+    for case, output in exact.items():
+        first, expected = next(iter(exact.items()))
+        scale = expected.abs() if expected.dim() == 0 else expected.max() - expected.min()
+        difference = ((output - expected).abs().max() / scale).item()
+        if not difference <= LARGEST_DIFFERENCE:
+            raise SystemExit(f"{case.mode}: {case.form} differs from {first.form} by {difference:.1e}")
 
 
-def _check_equal(networks: dict[str, nn.Module], x: Tensor) -> None:
-    """A comparison of speed means nothing if the outputs differ."""
-    with torch.no_grad():
-        expected = networks[BASELINE].eval()(x)
-        for form, network in networks.items():
-            difference = (network.eval()(_arranged(form, x)) - expected).abs().max() / (expected.max() - expected.min())
-            if form != "folded-bf16" and not difference.item() <= LARGEST_DIFFERENCE:
-                raise SystemExit(f"{form} differs from the literal form by {difference.item():.1e} of the spread")
+def _report_forms(
+    report: Report,
+    mode: str,
+    memory: dict[Case, Memory],
+    timings: dict[Case, Timing],
+    limits: dict[torch.dtype, float],
+    macs: dict[str, float],
+) -> None:
+    cases = [case for case in memory if not FORMS[case.form].peer]
+    baseline = next((case for case in cases if case in timings), None)
+    rows = []
+    for case in cases:
+        added, timing = memory[case].added, timings.get(case)
+        if timing is None or baseline is None:
+            share = "–"
+            figures = ("does not fit", "–", "–", f"about {mebibytes(added)}")
+        else:
+            share = ratio(added, memory[baseline].added)
+            speed = ratio(timings[baseline].median, timing.median)
+            figures = (f"{1000 * timing.median:.0f}", timing.range, speed, mebibytes(added))
+        rows.append((FORMS[case.form].title, *figures, share, *_efficiency(case, timing, limits, macs)))
+    against = "no form fits" if baseline is None else f"ratios against “{FORMS[baseline.form].title}”"
+    caption = f"{TITLES[mode]}: {against}. {_describe(limits)}"
+    report.table(TITLES[mode], COLUMNS, rows, caption)
 
 
-def _step(mode: str) -> Callable[[nn.Module, Tensor], None]:
-    return _training_step if mode == "training" else _evaluate
+def _report_peers(
+    report: Report,
+    mode: str,
+    memory: dict[Case, Memory],
+    timings: dict[Case, Timing],
+    limits: dict[torch.dtype, float],
+    macs: dict[str, float],
+) -> None:
+    rows = []
+    for case in memory:
+        if not FORMS[case.form].peer:
+            continue
+        timing, size = timings.get(case), f"{parameters(case) / 1e6:.1f} M"
+        speed = ("does not fit", "–") if timing is None else (f"{1000 * timing.median:.0f}", timing.range)
+        added = mebibytes(memory[case].added)
+        efficiency = _efficiency(case, timing, limits, macs)
+        rows.append((FORMS[case.form].title, *speed, size, added, *efficiency))
+    if rows:
+        ours = parameters(Case("eager", mode, case.shape, case.width)) / 1e6
+        caption = f"Other networks on the same input, as MONAI makes them; ACC-UNet has {ours:.1f} M parameters."
+        report.table(f"{TITLES[mode]}: MONAI's networks, for scale", PEER_COLUMNS, rows, caption)
 
 
-def _evaluate(network: nn.Module, x: Tensor) -> None:
-    network.eval()
-    with torch.inference_mode():
-        network(x)
+def _efficiency(
+    case: Case, timing: Timing | None, limits: dict[torch.dtype, float], macs: dict[str, float]
+) -> tuple[str, str, str]:
+    """GMAC an image, share of the matrix product's operations a second, share of time in the kernel."""
+    count = f"{macs[case.form] / 1e9:.2f}"
+    if timing is None:
+        return count, "–", "–"
+    rate = operations(case, macs[case.form]) / timing.median
+    return count, f"{rate / limits[FORMS[case.form].precision]:.1%}", f"{timing.kernel_share:.0%}"
 
 
-def _training_step(network: nn.Module, x: Tensor) -> None:
-    network.train()
-    optimiser = torch.optim.SGD(network.parameters(), lr=1e-6)
-    network(x).square().mean().backward()
-    optimiser.step()
-    optimiser.zero_grad()
-
-
-def _interleaved_medians(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median seconds by form, after one run of each to warm up (and to compile)."""
-    seconds: dict[str, list[float]] = {form: [] for form in runs}
-    for run in runs.values():
-        run()
-    for _ in range(repeats):
-        for form, run in runs.items():
-            started = time.perf_counter()
-            run()
-            seconds[form].append(time.perf_counter() - started)
-    return {form: statistics.median(values) for form, values in seconds.items()}
-
-
-def _gmac_per_image(network: nn.Module, x: Tensor) -> float:
-    """10⁹ multiply-accumulates of convolutions and matrix products (two operations each) for one image."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(x[:1])
-    return counter.get_total_flops() / 2 / 1e9
-
-
-def _measure_memory(form: str, mode: str, options: argparse.Namespace) -> float:
-    """Bytes that one step of ``form`` adds to the peak of a fresh process."""
-    shape = ",".join(map(str, options.shape))
-    command = [sys.executable, __file__, "--memory-of", f"{form}:{mode}", "--width", str(options.width)]
-    command += ["--shape", shape, "--threads", str(torch.get_num_threads())]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(json.loads(output.splitlines()[-1]))
-
-
-def _added_peak_memory(options: argparse.Namespace) -> int:
-    form, mode = options.memory_of.split(":")
-    torch.manual_seed(0)
-    network = _make(form, ACCUNet(len(options.shape) - 2, options.shape[1], 1, options.width))
-    x = _arranged(form, torch.randn(options.shape))
-    _forget_peak()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    _step(mode)(network, x)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * MAXRSS_UNIT
-
-
-def _forget_peak() -> None:
-    """Set the peak to what is resident now, where Linux allows it: folding a network takes memory for a moment."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _table(title: str, seconds: dict[str, float], memory: dict[str, float], gmac: dict[str, float]) -> Table:
-    table = Table(title=title, caption="ratios: literal form / this form for time, this form / literal form for memory")
-    for column in ("form", "median", "times as fast", "peak added memory", "share of memory", "GMAC an image"):
-        table.add_column(column, justify="left" if column == "form" else "right")
-    for form, median in seconds.items():
-        compiled = " (with the compiler's own)" if form == "compiled" else ""
-        table.add_row(
-            FORMS[form],
-            f"{median * 1000:.0f} ms",
-            f"{seconds[BASELINE] / median:.2f}",
-            f"{memory[form] / 2**20:.0f} MiB{compiled}",
-            f"{memory[form] / max(memory[BASELINE], 1):.2f}",
-            f"{gmac[form]:.2f}" if form in gmac else "as ours",
-        )
-    return table
-
-
-def _machine() -> str:
-    """One line: processor, its vector instructions as PyTorch uses them, threads, memory, versions."""
-    names = (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name"))
-    kilobytes = (int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal"))
-    memory = next(kilobytes, 0) / 2**20
-    return (
-        f"{next(names, platform.processor() or platform.machine())}, {torch.backends.cpu.get_cpu_capability()}, "
-        f"{torch.get_num_threads()} threads, {memory:.0f} GiB, {platform.system()}, "
-        f"Python {platform.python_version()}, PyTorch {torch.__version__}"
-    )
-
-
-def _lines(path: str) -> Iterable[str]:
-    file = Path(path)
-    return file.read_text().splitlines() if file.is_file() else []
+def _describe(limits: dict[torch.dtype, float]) -> str:
+    rates = (f"{str(precision).removeprefix('torch.')} {rate / 1e9:.4g}" for precision, rate in limits.items())
+    return f"The limit is a square matrix product in the same run, GFLOP/s: {', '.join(rates)}." if limits else ""
 
 
 if __name__ == "__main__":
