@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from accunet_monai.networks.blocks import HANCBlock, ResPath, SqueezeExcitation, sum_coarse_to_fine
+from accunet_monai.networks.gpu import GraphedNetwork
 from accunet_monai.networks.mlfc import MLFCLevel
 
 CHUNK_EXPANSION = 6
@@ -42,6 +43,7 @@ def optimize_for_inference(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     compile: bool = False,  # noqa: A002 (torch's own word)
+    cuda_graph: bool = False,
 ) -> InferenceNetwork:
     """A fast copy of ``network`` for inference; ``network`` itself stays as it is.
 
@@ -51,16 +53,19 @@ def optimize_for_inference(
     Args:
         network: an :class:`~accunet_monai.networks.ACCUNet`, or any network built of its blocks.
         example_shape: (N, C, *spatial) of one image batch; given, zeros of this shape are run once, so that the first
-            real call pays for no compilation.
+            real call pays for no compilation. On a GPU, without ``compile``, every HANC block is timed at its own shape
+            as it is and fused into one kernel, and the faster form stays (:func:`accunet_monai.networks.gpu.choices`).
         device: where the copy lives.
         dtype: precision of weights and feature maps. Channel gates are computed in float32 at least. float16 overflows
             where a feature map exceeds 65504; bfloat16 does not.
         compile: compile with ``torch.compile`` at the first call of each grad mode.
+        cuda_graph: record a CUDA graph for images of ``example_shape``; other shapes run without one.
 
     Raises:
         ValueError: for a block whose norm is not a batch norm with running statistics, for a dtype that is not one of
-            ``PRECISIONS`` or that PyTorch cannot run on the device (3D in half precision on the CPU), and, with
-            ``example_shape``, for whatever the network itself refuses.
+            ``PRECISIONS`` or that PyTorch cannot run on the device (3D in half precision on the CPU), for a CUDA graph
+            without a CUDA device or ``example_shape`` or with ``compile``, and, with ``example_shape``, for whatever
+            the network itself refuses.
 
     Example:
         >>> from accunet_monai.networks import ACCUNet
@@ -68,15 +73,28 @@ def optimize_for_inference(
         >>> fast(torch.zeros(1, 1, 33, 47)).shape
         torch.Size([1, 3, 33, 47])
     """
-    _check_precision(network, dtype, torch.device(device))
+    device = torch.device(device)
+    _check_precision(network, dtype, device)
+    if cuda_graph and (device.type != "cuda" or example_shape is None or compile):
+        raise ValueError(
+            "cuda_graph takes a CUDA device, an example_shape and compile=False, "
+            f"got {device}, {example_shape} and compile={compile}"
+        )
     folded = _fold(copy.deepcopy(network).cpu().double())
     _arrange(folded, dtype)
     optimized = InferenceNetwork(folded, dtype).to(device).eval().requires_grad_(False)
     if compile:
         optimized.compile(fullgraph=True)
     if example_shape is not None:
+        example = torch.zeros(*example_shape, device=device)
+        if device.type == "cuda" and not compile:
+            from accunet_monai.networks.fused import use_fused_blocks  # imports this module
+
+            use_fused_blocks(optimized, example_shape, device, cuda_graph)
+        if cuda_graph:
+            optimized.network = GraphedNetwork(optimized.network, _channels_last(example.to(dtype)))
         with torch.inference_mode():
-            optimized(torch.zeros(*example_shape, device=device))
+            optimized(example)
     return optimized
 
 
