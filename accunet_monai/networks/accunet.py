@@ -45,7 +45,7 @@ class ACCUNet(nn.Module):
         mlfc: ``"published"``, ``"lite"`` or ``"weighted"``, see :class:`MLFCLayer`.
         input_shape: spatial shape; given, any other shape is refused with a ``ValueError``.
         use_checkpoint: in training, compute the HANC blocks' expanded channels and the MLFC levels a second time in the
-            backward pass instead of keeping them; same gradients, less memory, more time (docs/performance.md has both).
+            backward pass instead of keeping them; same gradients, less memory, more time (see docs/performance.md).
 
     Raises:
         ValueError: on construction for impossible arguments; in ``forward`` for input of other rank, channels, dtype or
