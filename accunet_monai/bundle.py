@@ -35,6 +35,11 @@ ALLOWED_TARGETS = frozenset(
         "accunet_monai.transforms.LoadVolumed",
         "accunet_monai.transforms.LoadLabelMapd",
         "accunet_monai.transforms.LoadPictured",
+        "accunet_monai.transforms.OrientVolumed",
+        "accunet_monai.transforms.ResampleVolumed",
+        "accunet_monai.transforms.WindowCTd",
+        "accunet_monai.transforms.ZScoreForegroundd",
+        "accunet_monai.transforms.ClipPercentilesd",
         "monai.inferers.SimpleInferer",
         "monai.inferers.SlidingWindowInferer",
         "monai.networks.nets.BasicUNet",
@@ -209,6 +214,7 @@ class Predictor:
         metadata: its metadata.
         labels: label value → name.
         network: in evaluation mode, with weights.
+        weights: the file they came from.
     """
 
     def __init__(
@@ -223,7 +229,8 @@ class Predictor:
         self.labels = label_names(bundle)
         self.device = torch.device(device)
         parts = _built(read_literal_sections(bundle), bundle)
-        network = load_weights(parts["network_def"], weights or bundle / WEIGHTS)
+        self.weights = Path(weights or bundle / WEIGHTS)
+        network = load_weights(parts["network_def"], self.weights)
         channels_last = torch.channels_last if self.is_2d_network(network) else torch.preserve_format
         self.network = network.to(self.device, memory_format=channels_last).eval()  # type: ignore[call-overload]
         self._preprocessing = parts["preprocessing"]
@@ -246,7 +253,8 @@ class Predictor:
         """Segment one file or volume.
 
         Args:
-            source: path of a NIfTI file (or of a picture, for a 2D bundle), or a ``Volume``.
+            source: what :func:`~accunet_monai.volumes.read_volume` takes (NIfTI, MetaImage, NRRD, a DICOM series), the
+                path of a picture for a 2D bundle, or a ``Volume``.
 
         Returns:
             The image and its label map on the image's own grid.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,13 @@ SetOption = Annotated[
 OverlayOption = Annotated[
     list[Path] | None, typer.Option("--config", help="Config file laid over the bundle's, e.g. configs/fast_dev.yaml.")
 ]
+
+
+class LabelFormat(StrEnum):
+    """What label maps are written as."""
+
+    NIFTI = "nifti"
+    SEG = "seg"
 
 
 @app.command()
@@ -97,21 +105,80 @@ def evaluate(
 
 @app.command()
 def predict(
-    source: Annotated[Path, typer.Argument(help="A NIfTI file or a folder of them; PNG or JPEG for a 2D bundle.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A file or folder: NIfTI, MetaImage, NRRD, DICOM (folder or DICOMDIR); PNG or JPEG for a 2D bundle."
+        ),
+    ],
     bundle: Annotated[str, typer.Option(help="Name of a shipped bundle, or a bundle's folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the label maps.")] = Path("predictions"),
     overlay: Annotated[bool, typer.Option(help="Also write a picture of each result.")] = False,
     weights: Annotated[Path | None, typer.Option(help="Weights to use instead of the bundle's.")] = None,
     device: DeviceOption = None,
+    output_format: Annotated[
+        LabelFormat, typer.Option("--format", help="nifti, or seg: DICOM SEG, for DICOM series.")
+    ] = LabelFormat.NIFTI,
 ) -> None:
-    """Segment files: one label map each, on the image's own grid. A file that fails does not stop the others."""
+    """Segment files and DICOM series: one label map each, on its own grid. One that fails does not stop the others."""
     from accunet_monai.batch import predict_files
 
     report = _guarded(
-        predict_files, source, bundle, output, overlay=overlay, weights=weights, device=device, console=console
+        predict_files,
+        source,
+        bundle,
+        output,
+        overlay=overlay,
+        weights=weights,
+        device=device,
+        output_format=output_format.value,
+        console=console,
     )
     if report.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    bundle: BundleArgument,
+    output: Annotated[Path, typer.Argument(help="File to write, e.g. model.ts, model.pt2 or model.onnx.")],
+    file_format: Annotated[str, typer.Option("--format", help="torchscript, pt2 or onnx.")] = "torchscript",
+    weights: Annotated[Path | None, typer.Option(help="Weights to export instead of the bundle's.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32; bfloat16 for torchscript and pt2; int8 for onnx.")
+    ] = "float32",
+    dataset_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--dataset_dir",
+            "--dataset-dir",
+            help="Labelled dataset: measures Dice and time on the validation cases; int8 needs it to be calibrated.",
+        ),
+    ] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities/--logits", help="What the program gives.")] = False,
+) -> None:
+    """Write a bundle's network as one file that runs without this package, checked against the network."""
+    from accunet_monai.export import export_bundle
+
+    _guarded(
+        export_bundle,
+        bundle,
+        output,
+        file_format,
+        weights=weights,
+        precision=precision,
+        dataset_dir=dataset_dir,
+        probabilities=probabilities,
+        console=console,
+    )
+
+
+@app.command()
+def series(path: Annotated[Path, typer.Argument(help="A DICOM file, a folder of any depth, or a DICOMDIR.")]) -> None:
+    """The DICOM series at a path, and why one of them would be refused."""
+    from accunet_monai.summary import print_series
+
+    _guarded(print_series, path, console)
 
 
 @bundle_app.command("list")

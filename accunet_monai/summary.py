@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from accunet_monai.bundle import WEIGHTS, find_bundle, load_bundle
+from accunet_monai.volumes import FoundSeries, find_series
 
 
 def print_bundle(name_or_path: str | os.PathLike[str], console: Console | None = None) -> None:
@@ -37,6 +38,38 @@ def print_bundle(name_or_path: str | os.PathLike[str], console: Console | None =
     _, header = read_weights(predictor.bundle / WEIGHTS)
     for key, value in sorted(header.items()):
         console.print(f"weights: {key} = {value}", highlight=False, markup=False)
+
+
+def print_series(path: str | os.PathLike[str], console: Console | None = None) -> FoundSeries:
+    """Print the DICOM series of a file, folder tree or DICOMDIR, and why one of them would be refused.
+
+    It goes by the headers; pixels are not decoded.
+
+    Args:
+        path: what to look through.
+        console: where to print.
+
+    Raises:
+        SeriesError: what :func:`~accunet_monai.volumes.find_series` raises.
+    """
+    console = console or Console()
+    found = find_series(path)
+    table = Table()
+    for heading in ("", "no.", "description", "columns × rows × slices", "part", "SeriesInstanceUID", "as one volume"):
+        table.add_column(heading, overflow="fold")  # nothing is cut off: UIDs are to be copied
+    for series in found:
+        first = series.frames[0]
+        part = ", ".join(f"{name} {value}" for name, value in series.split.items())
+        refusal = f"refused: [{series.problem.code}] {series.problem.message}" if series.problem else "readable"
+        size = f"{first.columns} × {first.rows} × {len(series.frames)}"
+        number = "" if series.number is None else str(series.number)
+        row = (series.modality, number, series.description, size, part, series.series_uid or "none", refusal)
+        table.add_row(*(escape(_printable(cell)) for cell in row))
+    console.print(table)
+    for (code, reason), count in Counter((file.code, file.reason) for file in found.skipped).most_common():
+        line = f"{count} file{'s' * (count > 1)} passed over: [{code}] {reason}"
+        console.print(_printable(line), highlight=False, markup=False, soft_wrap=True)
+    return found
 
 
 def network_table(network: Any) -> Table:
@@ -102,3 +135,8 @@ def install_weights(name_or_path: str | os.PathLike[str], weights: str | os.Path
     if half:
         tensors = {key: value.to(torch.float16) if value.dim() > 1 else value for key, value in tensors.items()}
     return save_weights(tensors, bundle / WEIGHTS, header)
+
+
+def _printable(text: str) -> str:
+    """Without control characters: what a file says of itself must not steer the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

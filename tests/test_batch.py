@@ -8,16 +8,21 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
+import SimpleITK
 from PIL import Image
 from rich.console import Console
 
 from accunet_monai import batch
 from accunet_monai.batch import predict_files
-from accunet_monai.bundle import load_bundle
+from accunet_monai.bundle import find_bundle, load_bundle
 from accunet_monai.errors import BundleError
-from accunet_monai.volumes import read_label_map, read_volume
+from accunet_monai.volumes import Series, Volume, read_label_map, read_series, read_volume, series_name
+from accunet_monai.volumes.dicom_seg_read import read_seg
 from tests import made_bundle
+from tests.volumes.made import oblique
+from tests.volumes.nifti_as_dicom import write_series
 
 NAME = "hippocampus_mri"
 REFUSED = {
@@ -131,3 +136,135 @@ def test_nothing_to_do_is_an_error(tmp_path: Path) -> None:
             predict_files(source, NAME, tmp_path / "out", device="cpu")
         assert caught.value.code == code
     assert not (tmp_path / "out").exists()
+
+
+# DICOM
+
+
+def same_place(first: Volume, second: Volume) -> None:
+    """Two label maps hold the same labels at the same places of the world, whatever the order of their axes."""
+    first, second = first.reoriented("RAS"), second.reoriented("RAS")
+    np.testing.assert_allclose(first.affine_ras, second.affine_ras, atol=1e-3)
+    np.testing.assert_array_equal(first.array, second.array)
+
+
+@pytest.mark.parametrize("axcodes", ["LPS", "LSA", "PIR"])
+def test_a_hippocampus_in_dicom_gets_the_label_map_it_gets_in_nifti(
+    test_data: Path, tmp_path: Path, axcodes: str
+) -> None:
+    path = sorted((test_data / "hippocampus" / "imagesTr").glob("*.nii.gz"))[0]
+    stored = read_volume(path)
+    image = Volume(np.rint(stored.array).astype(np.int16), stored.affine_ras)
+    assert image.array.min() >= 0
+    write_series(tmp_path / "dicom", image.reoriented(axcodes))
+    path = made_bundle.save_volume(tmp_path / "nifti" / "a.nii.gz", image.array, image.affine_ras)
+    console = recorded()[0]
+    (label_map,) = predict_files(
+        tmp_path / "dicom", NAME, tmp_path / "out", device="cpu", console=console
+    ).written.values()
+    expected = load_bundle(NAME).predict(path).label_map
+    assert len(np.unique(expected)) == 3
+    same_place(read_label_map(label_map), Volume(expected, image.affine_ras))
+
+
+def test_real_dicom_gets_the_label_map_of_its_nifti_twin(test_data: Path, tmp_path: Path) -> None:
+    folder = test_data / "dicom" / "mr_hippocrop"
+    console, text = recorded()
+    found = predict_files(folder / "dicom", NAME, tmp_path / "dicom", device="cpu", console=console)
+    twins = predict_files(folder / "ref", NAME, tmp_path / "nifti", device="cpu", console=recorded()[0])
+    assert not found.failed
+    assert len(found.written) == len(twins.written) == 2
+    by_shape = {read_label_map(path).reoriented("RAS").shape: read_label_map(path) for path in twins.written.values()}
+    for series, path in found.written.items():
+        assert isinstance(series, Series)
+        assert f"{path.name}: MR · 'HippoCrop'" in text.getvalue()
+        label_map = read_label_map(path)
+        same_place(label_map, by_shape[label_map.reoriented("RAS").shape])
+        np.testing.assert_array_equal(label_map.affine_ras, read_series(series).affine_ras.astype(np.float32))
+
+
+def test_seg_and_nifti_of_a_series_say_the_same(tmp_path: Path) -> None:
+    image = Volume(made_bundle.made_volume(0)[0], oblique())
+    write_series(tmp_path / "in" / "deep" / "er", image)
+    arguments = {"overlay": True, "device": "cpu", "console": recorded()[0]}
+    (nifti,) = predict_files(tmp_path / "in", NAME, tmp_path / "nifti", **arguments).written.values()  # type: ignore[arg-type]
+    report = predict_files(tmp_path / "in", NAME, tmp_path / "seg", output_format="seg", **arguments)  # type: ignore[arg-type]
+    (seg,) = report.written.values()
+    name = series_name(read_series(tmp_path / "in").provenance["dicom"])
+    assert (nifti.name, seg.name) == (f"{name}_seg.nii.gz", f"{name}_seg.dcm")
+    assert (tmp_path / "seg" / f"{name}_overlay.png").is_file()
+    stored, found = read_label_map(nifti), read_seg(seg)
+    planes = [np.linalg.inv(stored.affine_ras) @ affine for affine in found.affines_ras]
+    for n, plane in enumerate(planes):
+        for i, j in np.ndindex(found.label_map.shape[:2]):
+            place = tuple(int(index) for index in np.rint((plane @ (i, j, 0, 1))[:3]))
+            assert stored.array[place] == found.label_map[i, j, n]
+    assert np.count_nonzero(found.label_map) == np.count_nonzero(stored.array)
+    again = predict_files(tmp_path / "in", NAME, tmp_path / "again", output_format="seg", **arguments)  # type: ignore[arg-type]
+    assert next(iter(again.written.values())).read_bytes() == seg.read_bytes()
+    segments = {segment.number: segment.name for segment in found.segments}
+    assert segments == {1: "Anterior hippocampus", 2: "Posterior hippocampus"}
+
+
+def test_nifti_and_dicom_in_one_folder_and_what_is_refused_of_them(tmp_path: Path) -> None:
+    image = made_bundle.made_volume(0)[0]
+    source = tmp_path / "in"
+    made_bundle.save_volume(source / "a.nii.gz", image)
+    write_series(source / "good", Volume(image, oblique()), "good")
+    gap = source / "gap"
+    write_series(gap, Volume(image, oblique()), "gap")
+    by_depth = sorted(gap.iterdir(), key=lambda path: pydicom.dcmread(path).ImagePositionPatient[2])
+    by_depth[5].unlink()
+    (source / "notes.txt").write_text("not an image", encoding="utf-8")
+    console, text = recorded()
+    report = predict_files(source, NAME, tmp_path / "out", device="cpu", console=console)
+    assert [path if isinstance(path, Path) else path.description for path in report.written] == [
+        source / "a.nii.gz",
+        "good",
+    ]
+    ((series, error),) = report.failed.items()
+    assert isinstance(series, Series)
+    assert (series.description, error.code) == ("gap", "GEOM_MISSING_SLICE")
+    assert "failed MR · series 1 · 'gap'" in text.getvalue()
+    assert "[GEOM_MISSING_SLICE]" in text.getvalue()
+    seg = predict_files(source, NAME, tmp_path / "seg", device="cpu", output_format="seg", console=recorded()[0])
+    assert seg.failed[source / "a.nii.gz"].code == "SEG_NO_SOURCE"
+    assert [path.suffix for path in seg.written.values()] == [".dcm"]
+
+
+def test_a_damaged_file_of_a_series_is_a_failure_and_the_output_is_not_the_input(tmp_path: Path) -> None:
+    write_series(tmp_path / "in", Volume(made_bundle.made_volume(0)[0], oblique()))
+    last = tmp_path / "in" / "000"
+    last.write_bytes(last.read_bytes()[:400])
+    report = predict_files(tmp_path / "in", NAME, tmp_path / "out", device="cpu", console=recorded()[0])
+    assert report.failed
+    with pytest.raises(BundleError) as caught:
+        predict_files(tmp_path / "in", NAME, tmp_path / "in", device="cpu")
+    assert caught.value.code == "OUTPUT_TAKEN"
+
+
+def test_seg_of_a_bundle_that_does_not_say_what_its_labels_mean(tmp_path: Path) -> None:
+    bundle = made_bundle.copied_bundle(find_bundle(NAME), tmp_path)
+    (bundle / "configs" / "segments.yaml").unlink()
+    write_series(tmp_path / "in", Volume(made_bundle.made_volume(0)[0], oblique()))
+    with pytest.raises(BundleError) as caught:
+        predict_files(tmp_path / "in", bundle, tmp_path / "out", device="cpu", output_format="seg")
+    assert caught.value.code == "BUNDLE_NO_SEGMENTS"
+    pictures = made_bundle.picture_bundle(tmp_path)
+    with pytest.raises(BundleError) as caught:
+        predict_files(tmp_path / "in", pictures, tmp_path / "out", device="cpu", output_format="seg")
+    assert caught.value.code == "BUNDLE_PICTURES"
+
+
+def test_metaimage_is_taken_as_nifti_is(tmp_path: Path) -> None:
+    image = Volume(made_bundle.made_volume(0)[0], np.diag([-1.0, -1, 1, 1]))
+    made_bundle.save_volume(tmp_path / "nifti" / "a.nii", image.array, image.affine_ras)
+    (tmp_path / "meta").mkdir()
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(image.array.T), str(tmp_path / "meta" / "a.mha"))
+    found = [
+        predict_files(tmp_path / name, NAME, tmp_path / f"out_{name}", device="cpu", console=recorded()[0]).written
+        for name in ("nifti", "meta")
+    ]
+    first, second = (read_label_map(next(iter(written.values()))) for written in found)
+    np.testing.assert_array_equal(first.array, second.array)
+    np.testing.assert_array_equal(first.affine_ras, second.affine_ras)

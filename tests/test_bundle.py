@@ -19,6 +19,7 @@ from accunet_monai.bundle import find_bundle, find_images, list_bundles, load_bu
 from accunet_monai.errors import AccunetError, BundleError, NetworkError, VolumeError
 from accunet_monai.networks import ACCUNet
 from accunet_monai.networks.checkpoint import load_network, save_network
+from accunet_monai.transforms import LoadVolumed, OrientVolumed, ResampleVolumed
 from accunet_monai.volumes import Volume, read_volume
 from tests import made_bundle
 
@@ -365,6 +366,28 @@ def test_a_bundle_whose_result_is_no_label_map_on_the_images_grid(
     affine = np.array([[0, 1.0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     path = made_bundle.save_volume(tmp_path / "a.nii", made_bundle.made_volume(3)[0], affine)
     assert code_of(load_bundle(bundle).predict, path) == "BUNDLE_OUTPUT"
+
+
+def test_a_bundle_that_resamples_and_scales_gives_a_label_map_on_the_images_own_grid(
+    bundle: Path, tmp_path: Path
+) -> None:
+    config = made_bundle.read_config(bundle, "inference")
+    ours = "accunet_monai.transforms."
+    config["preprocessing"]["transforms"] = [
+        {"_target_": f"{ours}LoadVolumed", "keys": "image", "form": "sform"},
+        {"_target_": f"{ours}OrientVolumed", "keys": "image", "axcodes": "RAS"},
+        {"_target_": f"{ours}ResampleVolumed", "keys": "image", "spacing": [1.0, 1.0, 1.3]},
+        {"_target_": f"{ours}ClipPercentilesd", "keys": "image", "lower": 1, "upper": 99, "foreground": "mean"},
+        {"_target_": f"{ours}WindowCTd", "keys": "image", "center": 100, "width": 400},
+        {"_target_": f"{ours}ZScoreForegroundd", "keys": "image"},
+    ]
+    made_bundle.write_config(bundle, "inference", config)
+    image = np.random.default_rng(0).integers(0, 200, (9, 10, 11)).astype(np.int16)
+    path = made_bundle.save_volume(tmp_path / "a.nii", image, np.diag([-2.0, 1.5, 0.9, 1]))
+    prediction = load_bundle(bundle).predict(path)
+    assert prediction.label_map.shape == (9, 10, 11)
+    work = ResampleVolumed("x", [1.0, 1.0, 1.3])(OrientVolumed("x")(LoadVolumed("x")({"x": path})))["x"]
+    assert work.shape == (1, 18, 15, 8)  # the network saw another grid
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -10,13 +10,15 @@ import pytest
 import torch
 from click.testing import Result
 from PIL import Image
+from pydicom import dcmread
 from typer.testing import CliRunner
 
 from accunet_monai import __version__
 from accunet_monai.bundle import find_bundle, load_bundle
 from accunet_monai.cli import app
-from accunet_monai.volumes import read_label_map
+from accunet_monai.volumes import Volume, read_label_map
 from tests import made_bundle
+from tests.volumes.nifti_as_dicom import write_series
 
 NAME = "hippocampus_mri"
 
@@ -73,6 +75,34 @@ def test_predict_a_folder_with_a_bad_file(tmp_path: Path) -> None:
     accunet("predict", good, "--bundle", NAME, "-o", tmp_path / "other", "--device", "cpu")
     again = read_label_map(tmp_path / "other" / "good_seg.nii.gz").array
     np.testing.assert_array_equal(again, read_label_map(output / "good_seg.nii.gz").array)
+
+
+def test_series_prints_what_is_there_and_why_it_would_be_refused(tmp_path: Path) -> None:
+    image = Volume(made_bundle.made_volume(0)[0], np.diag([-1.0, -1, 1, 1]))
+    good = write_series(tmp_path / "in" / "good", image, "T1 [axial]\x1b[31m")
+    write_series(tmp_path / "in" / "gap", image, "gap")
+    by_depth = sorted((tmp_path / "in" / "gap").iterdir(), key=lambda path: dcmread(path).ImagePositionPatient[2])
+    by_depth[5].unlink()
+    (tmp_path / "in" / "notes.txt").write_text("not an image", encoding="utf-8")
+    output = accunet("series", tmp_path / "in").stdout
+    assert re.search(rf"│ MR +│ 1 +│ T1 \[axial\]\?\[31m │ 10 × 20 × 18 +│ +│ {good} *│ readable", output)
+    assert "10 × 20 × 17" in output
+    assert "[GEOM_MISSING_SLICE]" in output
+    assert re.search(r"1 file passed over: \[NOT_DICOM\]", output)
+    assert "\x1b" not in output
+    missing = accunet("series", tmp_path / "none", status=1)
+    assert missing.stderr.startswith(f"error: [FILE_MISSING] {tmp_path / 'none'}: ")
+
+
+def test_predict_writes_dicom_seg_on_request(tmp_path: Path) -> None:
+    write_series(tmp_path / "in", Volume(made_bundle.made_volume(0)[0], np.diag([-1.0, -1, 1, 1])))
+    arguments = ("predict", tmp_path / "in", "--bundle", NAME, "--device", "cpu", "-o")
+    accunet(*arguments, tmp_path / "seg", "--format", "seg")
+    accunet(*arguments, tmp_path / "nifti")
+    (seg,), (nifti,) = ([*(tmp_path / name).iterdir()] for name in ("seg", "nifti"))
+    assert dcmread(seg).Modality == "SEG"
+    assert seg.name.removesuffix(".dcm") == nifti.name.removesuffix(".nii.gz")
+    assert "'nrrd' is not one of" in accunet(*arguments, tmp_path / "x", "--format", "nrrd", status=2).stderr
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from accunet_monai.transforms.intensity import ClipPercentilesd, WindowCTd, ZScoreForegroundd
 from accunet_monai.transforms.io import LoadLabelMapd, LoadPictured, LoadVolumed, SaveLabelMapd
+from accunet_monai.transforms.spatial import OrientVolumed, ResampleVolumed
 
-__all__ = ["LoadLabelMapd", "LoadPictured", "LoadVolumed", "SaveLabelMapd"]
+__all__ = [
+    "ClipPercentilesd",
+    "LoadLabelMapd",
+    "LoadPictured",
+    "LoadVolumed",
+    "OrientVolumed",
+    "ResampleVolumed",
+    "SaveLabelMapd",
+    "WindowCTd",
+    "ZScoreForegroundd",
+]

@@ -15,40 +15,74 @@ from monai.transforms.transform import MapTransform
 from monai.utils.enums import MetaKeys, SpaceKeys
 
 from accunet_monai.errors import VolumeError
+from accunet_monai.transforms.source import DICOM_SOURCE, FILENAME, READ_OPTIONS, source_grid, source_meta, source_name
 from accunet_monai.volumes import (
     Grid,
+    Series,
     Volume,
-    read_grid,
     read_label_map,
     read_picture,
+    read_series,
     read_volume,
     write_label_map,
 )
+from accunet_monai.volumes.dicom_seg import write_seg
 from accunet_monai.volumes.geometry import largest_shift_mm, same_placement
-
-FILENAME = "filename_or_obj"
-"""MONAI's key of a MetaTensor's meta for the file it came from."""
+from accunet_monai.volumes.nifti_header import Form
 
 
 class LoadVolumed(MapTransform):
-    """Path or :class:`~accunet_monai.volumes.Volume` → MetaTensor (1, X, Y, Z) float32 on the file's own grid.
+    """Path, DICOM :class:`~accunet_monai.volumes.Series` or :class:`~accunet_monai.volumes.Volume` → MetaTensor.
 
-    ``affine`` is voxel → RAS mm (MONAI's ``space`` "RAS"), so that ``Orientationd``, ``Spacingd`` and their inverses
-    work; ``meta["filename_or_obj"]`` is the absolute path, or "" for a volume that came from no file.
+    The tensor is (1, X, Y, Z) float32 on the source's own grid. ``affine`` is voxel → RAS mm (MONAI's ``space`` "RAS"),
+    so that ``Orientationd``, ``Spacingd`` and their inverses work; ``meta["filename_or_obj"]`` is the absolute path, or
+    "" for a volume that came from no file. What :class:`SaveLabelMapd` needs of the source is in the meta, too.
+
+    Args:
+        keys: keys that hold paths (NIfTI, MetaImage, NRRD, or a DICOM file, folder or DICOMDIR), series or volumes.
+        allow_missing_keys: whether absent keys are passed over.
+        time_point, form, fill_nonfinite, series_uid: as of :func:`~accunet_monai.volumes.read_volume`, for paths.
 
     Raises:
         VolumeError: what :func:`~accunet_monai.volumes.read_volume` raises.
         KeyError: a key is missing and ``allow_missing_keys`` is false.
     """
 
+    def __init__(
+        self,
+        keys: KeysCollection,
+        allow_missing_keys: bool = False,
+        *,
+        time_point: int | None = None,
+        form: Form | None = None,
+        fill_nonfinite: float | None = None,
+        series_uid: str | None = None,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.time_point = time_point
+        self.form = form
+        self.fill_nonfinite = fill_nonfinite
+        self.series_uid = series_uid
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Replaces the paths or volumes under ``keys`` by tensors."""
+        """Replaces the paths, series or volumes under ``keys`` by tensors."""
         result = dict(data)
         for key in self.key_iterator(result):
-            source = result[key]
-            volume = source if isinstance(source, Volume) else read_volume(source)
-            result[key] = _meta_tensor(volume, np.float32)
+            result[key] = _meta_tensor(self._volume(result[key]), np.float32)
         return result
+
+    def _volume(self, source: Any) -> Volume:
+        if isinstance(source, Volume):
+            return source
+        if isinstance(source, Series):
+            return read_series(source)
+        return read_volume(
+            source,
+            time_point=self.time_point,
+            form=self.form,
+            fill_nonfinite=self.fill_nonfinite,
+            series_uid=self.series_uid,
+        )
 
 
 class LoadLabelMapd(MapTransform):
@@ -102,24 +136,27 @@ class LoadPictured(MapTransform):
 
 
 class SaveLabelMapd(MapTransform):
-    """MetaTensor (1, X, Y, Z) of labels, already inverted to its file's grid → NIfTI on exactly that grid.
+    """MetaTensor (1, X, Y, Z) of labels, already inverted to its source's grid → NIfTI or DICOM SEG on that very grid.
 
-    The grid is read again from the header of ``meta["filename_or_obj"]``. The label map goes to
+    The grid of a file is read again from the header of ``meta["filename_or_obj"]``. The label map goes to
     ``output_dir/NAME_POSTFIX.nii.gz`` (``output_dir/NAME/NAME_POSTFIX.nii.gz`` with ``separate_folder``), and its path
-    to ``meta["saved_to"]``. Files are written atomically.
+    to ``meta["saved_to"]``. NAME is the file's, or modality and digest of a DICOM series. Files are written atomically.
 
     Args:
         keys: keys that hold label maps.
         output_dir: made when missing.
         output_postfix: what follows the source's name; "" for none.
         separate_folder: one folder for each source.
-        output_ext: ``.nii.gz`` or ``.nii``.
+        output_ext: ``.nii.gz``, ``.nii``, or ``.dcm`` for DICOM SEG, which needs a DICOM source.
         allow_missing_keys: whether absent keys are passed over.
+        segments: path of the ``segments.yaml`` that says what the labels mean; needed for ``.dcm``.
 
     Raises:
-        VolumeError: ``LABEL_GRID`` when shape or affine is not the file's (a transform was not inverted),
+        VolumeError: ``LABEL_GRID`` when shape or affine is not the source's (a transform was not inverted),
             ``LABEL_NOT_INTEGER``, ``LABEL_NO_SOURCE`` when the meta names no file, ``OUTPUT_TAKEN`` when this
-            transform has already written that name for another source (two folders with files of one name).
+            transform has already written that name for another source (two folders with files of one name), and what
+            :func:`~accunet_monai.volumes.dicom_seg.write_seg` raises.
+        ValueError: ``.dcm`` without ``segments``.
     """
 
     def __init__(
@@ -130,13 +167,17 @@ class SaveLabelMapd(MapTransform):
         separate_folder: bool = False,
         output_ext: str = ".nii.gz",
         allow_missing_keys: bool = False,
+        segments: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if output_ext == ".dcm" and segments is None:
+            raise ValueError("DICOM SEG needs segments: the path of a segments.yaml")
         self.output_dir = Path(output_dir)
         self.output_postfix = output_postfix
         self.separate_folder = separate_folder
         self.output_ext = output_ext
-        self._source_of: dict[Path, Path] = {}
+        self.segments = segments
+        self._source_of: dict[Path, tuple[Path, str]] = {}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Writes the label maps under ``keys``; adds ``saved_to`` to their meta."""
@@ -144,30 +185,37 @@ class SaveLabelMapd(MapTransform):
         for key in self.key_iterator(result):
             tensor = result[key]
             source = _source_file(tensor)
-            target = self._claimed(self._target(source), source)
+            grid = source_grid(tensor, source)
+            target = self._claimed(self._target(grid, source), source, tensor)
             labels = _label_array(tensor, source)
-            grid = read_grid(source)
             _check_same_grid(tensor, labels.shape, grid, source)
-            written = write_label_map(target, labels, like=grid, description="accunet-monai label map")
+            self._write(target, labels, grid)
             saved = tensor.clone()  # a new tensor: the caller's meta stays as it is
-            saved.meta[MetaKeys.SAVED_TO] = str(written)
+            saved.meta[MetaKeys.SAVED_TO] = str(target)
             result[key] = saved
         return result
 
-    def _target(self, source: Path) -> Path:
-        name = _stem(source)
+    def _write(self, target: Path, labels: np.ndarray[Any, Any], grid: Grid) -> None:
+        if self.segments is None or self.output_ext != ".dcm":
+            write_label_map(target, labels, like=grid, description="accunet-monai label map")
+        else:
+            write_seg(target, labels, Volume(labels, grid.affine_ras, grid.provenance), self.segments)
+
+    def _target(self, grid: Grid, source: Path) -> Path:
+        name = source_name(grid, source)
         folder = self.output_dir / name if self.separate_folder else self.output_dir
         postfix = f"_{self.output_postfix}" if self.output_postfix else ""
         return folder / f"{name}{postfix}{self.output_ext}"
 
-    def _claimed(self, target: Path, source: Path) -> Path:
+    def _claimed(self, target: Path, source: Path, tensor: MetaTensor) -> Path:
         if target.exists() and target.samefile(source):
             raise VolumeError("OUTPUT_TAKEN", "the label map would replace its own image.", path=target)
-        earlier = self._source_of.setdefault(target, source)
-        if earlier != source:
+        asked = source, f"{tensor.meta.get(READ_OPTIONS)}{tensor.meta.get(DICOM_SOURCE)}"
+        earlier = self._source_of.setdefault(target, asked)
+        if earlier != asked:
             raise VolumeError(
                 "OUTPUT_TAKEN",
-                f"already written for {earlier}, now asked for {source}.",
+                f"already written for {earlier[0]}, now asked for {source}.",
                 path=target,
                 hint="Use separate output folders for sources of one name.",
             )
@@ -184,6 +232,7 @@ def _meta_tensor(volume: Volume, dtype: type[np.generic]) -> MetaTensor:
         MetaKeys.SPATIAL_SHAPE: np.array(volume.shape),
         MetaKeys.SPACE: SpaceKeys.RAS,
         MetaKeys.ORIGINAL_CHANNEL_DIM: 0,  # the channel axis is there already: EnsureChannelFirstd adds no second one
+        **source_meta(volume),
     }
     return MetaTensor(torch.from_numpy(array), affine=affine, meta=meta)
 
@@ -233,9 +282,3 @@ def _check_same_grid(tensor: MetaTensor, shape: tuple[int, ...], grid: Grid, sou
         shift = largest_shift_mm(grid.affine_ras, affine, grid.shape) if affine.shape == (4, 4) else float("nan")
         message = f"the label map lies up to {shift:.3g} mm away from its image."
         raise VolumeError("LABEL_GRID", message, path=source, hint=hint)
-
-
-def _stem(path: Path) -> str:
-    lower = path.name.lower()
-    ending = next((ending for ending in (".nii.gz", ".nii") if lower.endswith(ending)), path.suffix)
-    return path.name[: len(path.name) - len(ending)] if ending else path.name
