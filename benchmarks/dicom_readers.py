@@ -58,8 +58,9 @@ STYLES = dict(zip(OUTCOMES, ("green", "cyan", "yellow", "bold red", "magenta"), 
 ACCIDENTS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, NameError, TypeError)
 """Exceptions by which a program stumbles rather than refuses."""
 
-SECONDS, MEMORY_BYTES = 60, 16 << 30
-"""Limits of one reader on one trap of a few kilobytes; the address space includes the libraries."""
+CPU_SECONDS, WALL_SECONDS, MEMORY_BYTES = 60, 600, 16 << 30
+"""Limits of one reader on one trap of a few kilobytes; the address space includes the libraries. A busy machine must not
+make a reader look slow, so the time that counts is the processor's."""
 
 COMPLAINT = re.compile(r"warn|error|unable|missing|skip|inconsisten|variable|differ", re.IGNORECASE)
 PLAIN = "plain"
@@ -144,7 +145,7 @@ def read_dcm2niix(trap: Trap, folder: Path) -> list[Found]:
     """Every NIfTI file that it writes with its default options."""
     with tempfile.TemporaryDirectory() as output:
         command = [str(shutil.which("dcm2niix")), "-b", "n", "-z", "n", "-o", output, str(folder)]
-        done = subprocess.run(command, check=False, timeout=SECONDS)
+        done = subprocess.run(command, check=False, timeout=WALL_SECONDS)
         if done.returncode < 0:
             raise MemoryError(f"signal {-done.returncode}")
         images = [nib.load(path) for path in sorted(Path(output).glob("*.nii"))]
@@ -197,7 +198,7 @@ def _run(task: tuple[int, str]) -> Result:
         trap.make(folder)
         process = multiprocessing.get_context("fork").Process(target=_work, args=(read, trap, Path(work)))
         process.start()
-        process.join(SECONDS)
+        process.join(WALL_SECONDS)
         if process.is_alive():
             process.kill()
             process.join()
@@ -216,6 +217,8 @@ def _work(read: Callable[[Trap, Path], list[Found]], trap: Trap, work: Path) -> 
     os.dup2(said, 1)
     os.dup2(said, 2)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    used = sum(os.times()[:2])
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + CPU_SECONDS, int(used) + CPU_SECONDS))
     warnings.simplefilter("always")
     try:
         found = read(trap, work / "in")
@@ -368,7 +371,7 @@ All readers but ours get the folder itself and look into no folders below it, ex
 - warned: something else came back, with a warning that the same reader does not give for a faultless series.
 - silently wrong: something else came back without a word. So is one of two volumes, without a word about the other.
   A colour picture that a reader marks as colour counts neither way: it is no volume and does not pretend to be one.
-- crashed: the process died, ran out of time (60 s) or memory (16 GiB of address space), or raised an exception by which
+- crashed: the process died, ran out of processor time (60 s) or memory (16 GiB of address space), or raised an exception by which
   a program stumbles (an `IndexError`, `AttributeError` or `TypeError`, say) rather than refuses.
 
 ## The counts
