@@ -59,8 +59,8 @@ ACCIDENTS = (ArithmeticError, AssertionError, AttributeError, LookupError, Memor
 """Exceptions by which a program stumbles rather than refuses."""
 
 CPU_SECONDS, WALL_SECONDS, MEMORY_BYTES = 60, 600, 16 << 30
-"""Limits of one reader on one trap of a few kilobytes; the address space includes the libraries. A busy machine must not
-make a reader look slow, so the time that counts is the processor's."""
+"""Limits of one reader on one trap of a few kilobytes; the address space includes the libraries. The time that counts
+is the processor's: a busy machine must not make a reader look slow."""
 
 COMPLAINT = re.compile(r"warn|error|unable|missing|skip|inconsisten|variable|differ", re.IGNORECASE)
 PLAIN = "plain"
@@ -371,8 +371,8 @@ All readers but ours get the folder itself and look into no folders below it, ex
 - warned: something else came back, with a warning that the same reader does not give for a faultless series.
 - silently wrong: something else came back without a word. So is one of two volumes, without a word about the other.
   A colour picture that a reader marks as colour counts neither way: it is no volume and does not pretend to be one.
-- crashed: the process died, ran out of processor time (60 s) or memory (16 GiB of address space), or raised an exception by which
-  a program stumbles (an `IndexError`, `AttributeError` or `TypeError`, say) rather than refuses.
+- crashed: the process died, ran out of processor time (60 s) or memory (16 GiB of address space), or raised an
+  exception by which a program stumbles (an `IndexError`, `AttributeError` or `TypeError`, say) rather than refuses.
 
 ## The counts
 

@@ -21,6 +21,9 @@ MAX_ENCODED_RATIO = 2
 """A compressed frame of more than this times its plain size (plus a kilobyte) is damaged: the worst that RLE and JPEG
 do to noise is a few percent."""
 
+JPEG_LS_END = b"\xff\xd9" + bytes(64)
+"""Put behind every JPEG-LS frame: on a truncated one CharLS reads on beyond its buffer, for seconds."""
+
 _JPEG = frozenset(map(str, (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)))
 _JPEG_LS = frozenset(map(str, (uid.JPEGLSLossless, uid.JPEGLSNearLossless)))
 _JPEG_2000 = frozenset(map(str, (uid.JPEG2000Lossless, uid.JPEG2000)))
@@ -65,6 +68,8 @@ def _check_size(frame: bytes, coding: Coding) -> None:
     if (size.rows, size.columns, size.components) != (coding.rows, coding.columns, 1):
         found = f"a frame holds {size.rows}×{size.columns} pixels of {size.components} samples"
         raise SeriesError("PIXEL_SIZE", f"{found}, declared are {coding.rows}×{coding.columns} of 1.")
+    if coding.syntax in _JPEG and coding.bits_allocated not in (8, 16):  # GDCM would end the whole process
+        raise SeriesError("PIXEL_TYPE", f"{coding.bits_allocated} bits are allocated, in JPEG they are 8 or 16.")
     if size.precision > coding.bits_allocated:
         raise SeriesError("PIXEL_TYPE", f"a frame has {size.precision} bits, allocated are {coding.bits_allocated}.")
 
@@ -75,7 +80,7 @@ def _decode(frame: bytes, coding: Coding) -> npt.NDArray[Any]:
     if coding.syntax in _JPEG_LS:
         import jpeg_ls  # type: ignore[import-untyped]
 
-        buffer, info = jpeg_ls.decode_pixel_data(frame)
+        buffer, info = jpeg_ls.decode_pixel_data(frame + JPEG_LS_END)
         return np.frombuffer(buffer, "<u1" if info["bits_per_sample"] <= 8 else "<u2")
     if coding.syntax == uid.RLELossless:
         return _rle(frame, coding)

@@ -73,10 +73,15 @@ def _listed(path: Path, skipped: list[SkippedFile]) -> list[Path]:
     files: list[Path] = []
     for reference in filter(None, references):
         parts = [reference] if isinstance(reference, str) else [str(part) for part in reference]
-        file = root.joinpath(*PurePosixPath(*parts).parts).resolve()
+        file = root.joinpath(*PurePosixPath(*parts).parts)
+        try:
+            file = file.resolve()
+            exists = file.is_file()
+        except (OSError, RuntimeError, ValueError):  # too long a name, a loop of links, a zero byte
+            exists = False
         if not file.is_relative_to(root):
             skipped.append(SkippedFile(file, "FILE_OUTSIDE", "the DICOMDIR points outside its own folder"))
-        elif file.is_file():
+        elif exists:
             files.append(file)
         else:
             skipped.append(SkippedFile(file, "FILE_MISSING", "the DICOMDIR lists it, but there is no such file"))

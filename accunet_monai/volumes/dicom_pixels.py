@@ -5,6 +5,7 @@ Uncompressed frames are read at their offset straight into a scratch plane; comp
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -184,7 +185,7 @@ def _encoded_frames(file: BinaryIO, pixels: Pixels, indices: Sequence[int]) -> I
                 yield frame
             if not wanted:
                 return
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, struct.error) as error:
         raise _problem(pixels, "PIXEL_DECODE", f"the encapsulated frames are damaged ({error})") from error
     raise _problem(pixels, "PIXEL_TRUNCATED", f"{len(wanted)} of {pixels.frames} declared frames are missing")
 

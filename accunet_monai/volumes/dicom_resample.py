@@ -6,6 +6,7 @@ all planes together. Each plane is moved within itself to where it lies; between
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,9 @@ from accunet_monai.volumes.geometry import FloatArray
 
 IRREGULAR = frozenset({"GEOM_TILT", "GEOM_MISSING_SLICE", "GEOM_NONUNIFORM"})
 """What resampling mends. Duplicates, a lacking thickness and contradictory references it does not."""
+
+MAX_SLICES = 1 << 16
+"""An even grid of more slices is refused: two planes a hair apart in a deep stack ask for millions."""
 
 WHOLE_PIXEL = 1e-3
 """A plane that lies on the grid to a thousandth of a pixel, or of a slice distance, is not interpolated."""
@@ -47,7 +51,7 @@ class Resampling:
         Raises:
             SeriesError: ``PIXEL_TOO_LARGE``.
         """
-        size = int(np.prod(self.shape, dtype=np.int64)) * np.dtype(np.float32).itemsize
+        size = math.prod(self.shape) * np.dtype(np.float32).itemsize
         if size > max_bytes:
             message = f"the resampled grid {self.shape} takes {size} bytes, allowed are {max_bytes}"
             raise refusal("PIXEL_TOO_LARGE", message, self.stack.frames)
@@ -98,6 +102,9 @@ def _plan(stack: Stack) -> Resampling:
     gaps = np.diff(stack.depths)
     total = float(gaps.sum())
     spacing = float(gaps.min() if missing_after(gaps).any() else np.median(gaps))
+    if total / spacing > MAX_SLICES:
+        message = f"an even grid at the smallest distance of {spacing:.3g} mm has {total / spacing:.3g} slices"
+        raise refusal("PIXEL_TOO_LARGE", message, stack.frames)
     steps = max(1, round(total / spacing))
     spacing = total / steps
     offsets = stack.positions - stack.positions[0]
