@@ -59,8 +59,8 @@ ACCIDENTS = (ArithmeticError, AssertionError, AttributeError, LookupError, Memor
 """Exceptions by which a program stumbles rather than refuses."""
 
 CPU_SECONDS, WALL_SECONDS, MEMORY_BYTES = 60, 600, 16 << 30
-"""Limits of one reader on one trap of a few kilobytes; the address space includes the libraries. The time that counts
-is the processor's: a busy machine must not make a reader look slow."""
+"""Limits of one reader on one trap of a few kilobytes; the address space includes the libraries. Processor time counts:
+a busy machine must not make a reader look slow."""
 
 COMPLAINT = re.compile(r"warn|error|unable|missing|skip|inconsisten|variable|differ", re.IGNORECASE)
 PLAIN = "plain"
