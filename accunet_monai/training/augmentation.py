@@ -122,7 +122,8 @@ class BatchAugmentation:
     def _mirror_slices(self, image: Tensor) -> Tensor:
         if not self.mirror_slices:
             return image
-        reversed_order = image.unflatten(1, (self.mirror_slices, -1)).flip(1).flatten(1, 2)
+        n, _, height, width = image.shape
+        reversed_order = image.reshape(n, self.mirror_slices, -1, height, width).flip(1).reshape(image.shape)
         chosen = self._uniform(len(image), 0, 1) < 0.5
         return torch.where(chosen.to(image.device)[:, None, None, None], reversed_order, image)
 
