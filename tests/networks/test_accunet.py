@@ -134,6 +134,7 @@ def test_factories_hand_their_arguments_on() -> None:
         "dropout": 0.0,
         "mlfc": "published",
         "input_shape": [32, 48],
+        "use_checkpoint": False,
     }
     assert create_acc_unet(3, 4, (32, 48), 2, 1).config == made.config
     assert create_acc_unet_binary(3, 1, (32, 48), 2, 1).config == {**made.config, "out_channels": 1}
