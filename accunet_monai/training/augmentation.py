@@ -21,6 +21,8 @@ class BatchAugmentation:
     Args:
         probability: chance of each change for each sample.
         mirror: spatial axes of the image (0: rows, 1: columns) that may be mirrored.
+        mirror_slices: number of slices given as channels, whose order is reversed in half of the samples: that mirrors
+            the volume along the slicing axis; 0 leaves the order alone.
         rotation: largest rotation in degrees.
         scale: smallest and largest zoom.
         shift: largest shift as a fraction of the size.
@@ -39,6 +41,7 @@ class BatchAugmentation:
         self,
         probability: float = 0.5,
         mirror: Sequence[int] = (),
+        mirror_slices: int = 0,
         rotation: float = 15.0,
         scale: tuple[float, float] = (0.85, 1.2),
         shift: float = 0.05,
@@ -54,6 +57,7 @@ class BatchAugmentation:
     ) -> None:
         self.probability = probability
         self.mirror = tuple(mirror)
+        self.mirror_slices = mirror_slices
         self.rotation = rotation
         self.scale = scale
         self.shift = shift
@@ -82,7 +86,7 @@ class BatchAugmentation:
         reference = F.grid_sample(
             label.to(image.dtype), grid, mode="nearest", padding_mode="border", align_corners=False
         )
-        return self._intensity(moved), reference.to(label.dtype)
+        return self._intensity(self._mirror_slices(moved)), reference.to(label.dtype)
 
     def _grid(self, image: Tensor) -> Tensor:
         """Sampling grid (N, H, W, 2) in grid_sample's coordinates (−1…1, x before y)."""
@@ -114,6 +118,13 @@ class BatchAugmentation:
         coarse = self._normal((n, 2, *points)) * self.elastic
         smooth = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
         return smooth * torch.tensor([2 / width, 2 / height]) * self._chosen(n)[:, None, None, None]
+
+    def _mirror_slices(self, image: Tensor) -> Tensor:
+        if not self.mirror_slices:
+            return image
+        reversed_order = image.unflatten(1, (self.mirror_slices, -1)).flip(1).flatten(1, 2)
+        chosen = self._uniform(len(image), 0, 1) < 0.5
+        return torch.where(chosen.to(image.device)[:, None, None, None], reversed_order, image)
 
     def _intensity(self, image: Tensor) -> Tensor:
         n, channels = image.shape[:2]

@@ -152,6 +152,14 @@ class SliceDataset(Dataset[dict[str, Tensor]]):
         """The axis along which the slice of this index is taken."""
         return self._index[index][1]
 
+    def slice_weights(self, empty: float) -> list[float]:
+        """One weight per slice for ``WeightedRandomSampler``: 1 with any label in it, ``empty`` without."""
+        weights = []
+        for number, dim, position in self._index:
+            label = self._volumes[number][1]
+            weights.append(1.0 if bool((label.select(dim + 1, position) != 0).any()) else empty)
+        return weights
+
     def _fit(self, plane: Tensor, roi_size: tuple[int, int]) -> Tensor:
         """Pad (evenly, edge values) or crop (at random) rows and columns to ``roi_size``."""
         for axis, size in zip((1, 2), roi_size, strict=True):
