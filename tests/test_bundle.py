@@ -264,7 +264,7 @@ def test_pickles_named_safetensors_are_not_unpickled(bundle: Path, tmp_path: Pat
 
 
 def test_weights_that_are_missing_or_of_another_network(bundle: Path, tmp_path: Path) -> None:
-    other = save_network(ACCUNet(2, 3, 3, base_filters=16), tmp_path / "other.safetensors")
+    other = save_network(ACCUNet(2, 3, 3, base_filters=4), tmp_path / "other.safetensors")
     assert code_of(load_bundle, bundle, weights=other) == "WEIGHTS_MISMATCH"
     (bundle / "models" / "model.safetensors").unlink()
     assert code_of(load_bundle, bundle) == "WEIGHTS_MISSING"

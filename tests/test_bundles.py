@@ -41,9 +41,9 @@ FLOAT32_SPREAD = 1e-4
 """How far float32 logits may lie apart, as a share of their spread, when sums are taken in another order. On the smooth
 images made here PyTorch's own float32 logits lie up to 1.3e-5 from its float64 ones."""
 
-SHIPPED_DICE = {"hippocampus_mri": ("hippocampus", 0.85, 0.86)}
-"""Bundle → folder of the test data, and for the mean foreground Dice on its split's validation part: what the shipped
-weights must keep (they reach 0.852), and the aim, which they miss."""
+SHIPPED_DICE = {"hippocampus_mri": ("hippocampus", 0.86)}
+"""Bundle → folder of the test data, and the mean foreground Dice that the shipped weights must reach on the validation
+part of its split."""
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader"),  # an optional reader that MONAI registers anyway
@@ -488,15 +488,12 @@ def test_shipped_weights_reach_their_dice_on_the_validation_subjects(
     name: str, test_data: Path, elsewhere: Path
 ) -> None:
     """The acceptance figure of the weights in models/: the mean over labels of the mean over validation cases."""
-    folder, least, aim = SHIPPED_DICE[name]
+    folder, least = SHIPPED_DICE[name]
     workflow = run_config(name, "evaluate", {"dataset_dir": str(test_data / folder), "device": "cpu"})
     metric = workflow.parser.get_parsed_content("key_metric#mean_dice")
     assert {row["case"] for row in metric.rows} == set(split_of(ROOT / "bundles" / name)["parts"]["validation"])
     assert all(math.isfinite(row[label]) for row in metric.rows for label in metric.labels.values())
-    reached = workflow.evaluator.state.metrics["mean_dice"]
-    assert reached >= least, metric.label_means()
-    if reached < aim:
-        pytest.xfail(f"mean Dice {reached:.4f}; the aim is {aim}, see the bundle's card")
+    assert workflow.evaluator.state.metrics["mean_dice"] >= least, metric.label_means()
 
 
 def test_yaml_of_the_configs_has_no_aliases(bundle: Path) -> None:

@@ -48,7 +48,7 @@ def test_bundle_list_and_show() -> None:
     total = sum(parameter.numel() for parameter in load_bundle(NAME).network.parameters())
     assert f"{total:,}" in shown
     assert "1 anterior hippocampus, 2 posterior hippocampus" in shown
-    assert '"base_filters": 8' in shown  # the weights' header
+    assert '"base_filters": 16' in shown  # the weights' header
     parts = re.findall(r"│ (\w+) +│ [^│]+│ +([\d,]+) +│", shown)
     assert sum(int(count.replace(",", "")) for name, count in parts if name != "all") == total
 
