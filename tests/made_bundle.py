@@ -79,8 +79,11 @@ def picture_bundle(folder: Path, channels: int = 3) -> Path:
 
 
 def random_weights(bundle: Path, image: torch.Tensor) -> Path:
-    """Gives a bundle random weights with which every label occurs in ``image`` (1, C, H, W)."""
-    arguments = read_config(bundle, "inference")["network_def"]
+    """Gives a bundle random weights of width 8, with which every label occurs in ``image`` (1, C, H, W)."""
+    config = read_config(bundle, "inference")
+    arguments = config["network_def"]
+    arguments["base_filters"] = 8
+    write_config(bundle, "inference", config)
     torch.manual_seed(0)
     network = ACCUNet(**{name: value for name, value in arguments.items() if name != "_target_"}).eval()
     with torch.no_grad():
