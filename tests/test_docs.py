@@ -96,7 +96,7 @@ def test_an_unknown_command_fails(tmp_path: Path) -> None:
 def test_what_is_skipped_has_a_reason() -> None:
     skipped: list[Block] = [b for name in PAGES for b in blocks(DOCS / name) if b.note.startswith("skip")]
     assert all(re.fullmatch(r"skip, .{10,}", block.note) for block in skipped)
-    assert len(skipped) == 1
+    assert len(skipped) == 4  # a server, and programs that take minutes to write: other tests write smaller ones
 
 
 def slug(heading: str) -> str:
