@@ -43,6 +43,8 @@ amplifies rounding; this only tells a file that is broken. What a lower precisio
 PT2_SMALLEST = 17
 """``torch.export`` takes an axis of length 1 for a constant; the deepest level has that length up to 16 pixels."""
 
+NOTHING = "Nothing was written."
+
 _SIZES = ((1, 32, 48, 32), (2, 35, 51, 19), (1, 17, 40, 33))
 _SMALL = (2, 16, 5, 9)
 
@@ -128,13 +130,21 @@ def compared(run: Run, program: Program, description: dict[str, Any], path: Path
         The largest difference of float32, the mean difference of lower precisions, of the worst image.
 
     Raises:
-        NetworkError: ``EXPORT_DIFFERS`` for other shapes, and for more than the tolerance or no number at all.
+        NetworkError: ``EXPORT_DIFFERS`` for other shapes, for more than the tolerance or no number at all, and for a
+            file that does not run.
     """
     exact = description["precision"] == "float32"
     worst, tolerance = 0.0, FLOAT32_DIFFERENCE if exact else REDUCED_DIFFERENCE
     expected_of = _without_gradient(program)
     for image in _made_images(program.network, description):
-        expected, found = expected_of(image), run(image)
+        expected = expected_of(image)
+        try:
+            found = run(image)
+        except Exception as error:  # onnxruntime has errors of its own, of many types
+            first = str(error).strip().splitlines()[0][:300]
+            raise NetworkError(
+                "EXPORT_DIFFERS", f"the file does not run on {tuple(image.shape)}: {first}.", path=path, hint=NOTHING
+            ) from error
         difference = float("nan")
         if found.shape == expected.shape:
             apart = (found - expected).abs()
@@ -146,7 +156,7 @@ def compared(run: Run, program: Program, description: dict[str, Any], path: Path
                 f"for an image {tuple(image.shape)} the file gives {tuple(found.shape)} and the network "
                 f"{tuple(expected.shape)}, {difference:.2g} of the spread apart; at most {tolerance:g} is expected.",
                 path=path,
-                hint="Nothing was written.",
+                hint=NOTHING,
             )
         worst = max(worst, difference)
     return worst
