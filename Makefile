@@ -16,8 +16,8 @@ help: ## what there is
 demo: $(STAMP) ## segment a real MRI, train a small ACC-UNet, show the experiment
 	$(BIN)/accunet demo
 
-test: $(STAMP) ## all tests; the summary names what was skipped and why
-	$(BIN)/python -m pytest
+test: $(STAMP) ## all tests, a process a core; the summary names what was skipped and why
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP) ## ruff, mypy, import contracts
 	$(BIN)/ruff check
