@@ -187,11 +187,13 @@ def _sources(path: Path, predictor: Predictor, report: BatchReport) -> Sequence[
     report.failed |= {series: series.problem for series in found if series.problem is not None}
     readable = [series for series in found if series.problem is None]
     try:
-        return [*(find_images(path, VOLUME_ENDINGS) if path.is_dir() else ()), *readable]
-    except BundleError:
-        if not readable and not report.failed:
-            raise
-        return readable
+        files = find_images(path, VOLUME_ENDINGS) if path.is_dir() else ()
+    except BundleError:  # a folder of DICOM alone
+        files = ()
+    if not files and not readable and not report.failed:
+        reason = f"; the first of {len(found.skipped)} files: {found.skipped[0].reason}" if found.skipped else ""
+        raise BundleError("INPUT_EMPTY", f"there is no image or series to segment{reason}.", path=path)
+    return [*files, *readable]
 
 
 def _segment_table(predictor: Predictor) -> SegmentTable:

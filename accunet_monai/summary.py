@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from accunet_monai.bundle import WEIGHTS, find_bundle, load_bundle
+from accunet_monai.errors import SeriesError
 from accunet_monai.volumes import FoundSeries, find_series
 
 
@@ -50,7 +51,7 @@ def print_series(path: str | os.PathLike[str], console: Console | None = None) -
         console: where to print.
 
     Raises:
-        SeriesError: what :func:`~accunet_monai.volumes.find_series` raises.
+        SeriesError: ``SERIES_NONE`` when there is none, and what :func:`~accunet_monai.volumes.find_series` raises.
     """
     console = console or Console()
     found = find_series(path)
@@ -65,10 +66,13 @@ def print_series(path: str | os.PathLike[str], console: Console | None = None) -
         number = "" if series.number is None else str(series.number)
         row = (series.modality, number, series.description, size, part, series.series_uid or "none", refusal)
         table.add_row(*(escape(_printable(cell)) for cell in row))
-    console.print(table)
+    if found:
+        console.print(table)
     for (code, reason), count in Counter((file.code, file.reason) for file in found.skipped).most_common():
         line = f"{count} file{'s' * (count > 1)} passed over: [{code}] {reason}"
         console.print(_printable(line), highlight=False, markup=False, soft_wrap=True)
+    if not found:
+        raise SeriesError("SERIES_NONE", "there is no CT, MR or PET series.", path=path)
     return found
 
 

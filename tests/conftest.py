@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")  # before anything imports matplotlib; subprocesses inherit it
+os.environ |= {"COLUMNS": "200", "TERM": "dumb"}  # rich's tables are whole whatever the terminal; read at its import
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_DATA = Path(os.environ.get("ACCUNET_TEST_DATA") or ROOT / "../shared/data").resolve()

@@ -23,12 +23,6 @@ from tests.volumes.nifti_as_dicom import write_series
 NAME = "hippocampus_mri"
 
 
-@pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("TERM", "dumb")
-
-
 def accunet(*arguments: object, status: int = 0) -> Result:
     result: Result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == status, result.output + repr(result.exception)
@@ -102,6 +96,13 @@ def test_predict_writes_dicom_seg_on_request(tmp_path: Path) -> None:
     (seg,), (nifti,) = ([*(tmp_path / name).iterdir()] for name in ("seg", "nifti"))
     assert dcmread(seg).Modality == "SEG"
     assert seg.name.removesuffix(".dcm") == nifti.name.removesuffix(".nii.gz")
+    for source in (seg, seg.parent):  # DICOM, but nothing to segment
+        refused = accunet("predict", source, "--bundle", NAME, "-o", tmp_path / "x", status=1)
+        assert refused.stderr.startswith(f"error: [INPUT_EMPTY] {source}: ")
+        listed = accunet("series", source, status=1)
+        assert "1 file passed over: [SERIES_NOT_IMAGE]" in listed.stdout
+        assert listed.stderr.startswith(f"error: [SERIES_NONE] {source}: ")
+        assert "┃" not in listed.stdout
     assert "'nrrd' is not one of" in accunet(*arguments, tmp_path / "x", "--format", "nrrd", status=2).stderr
 
 

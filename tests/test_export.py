@@ -109,12 +109,6 @@ def accunet(*arguments: object, status: int = 0) -> Result:
     return result
 
 
-@pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("TERM", "dumb")
-
-
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize(("file_format", "name"), [("torchscript", "m.ts"), ("pt2", "m.pt2"), ("onnx", "m.onnx")])
 def test_a_program_is_the_network_at_other_sizes(
