@@ -1,0 +1,131 @@
+"""A bundle's description and the literal sections of its config, read without running anything in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from accunet_monai.errors import BundleError
+
+LITERAL_SECTIONS = ("network_def", "preprocessing", "inferer", "postprocessing")
+"""The sections that decide what a bundle computes; they hold no expression and no macro."""
+
+ALLOWED_TARGETS = frozenset(
+    {
+        "accunet_monai.networks.ACCUNet",
+        "accunet_monai.inferers.SliceInferer",
+        "accunet_monai.transforms.LoadVolumed",
+        "accunet_monai.transforms.LoadLabelMapd",
+        "accunet_monai.transforms.LoadPictured",
+        "accunet_monai.transforms.OrientVolumed",
+        "accunet_monai.transforms.ResampleVolumed",
+        "accunet_monai.transforms.WindowCTd",
+        "accunet_monai.transforms.ZScoreForegroundd",
+        "accunet_monai.transforms.ClipPercentilesd",
+        "monai.inferers.SimpleInferer",
+        "monai.inferers.SlidingWindowInferer",
+        "monai.networks.nets.BasicUNet",
+        "monai.transforms.Compose",
+        "monai.transforms.Activationsd",
+        "monai.transforms.AsDiscreted",
+        "monai.transforms.Orientationd",
+        "monai.transforms.Spacingd",
+        "monai.transforms.Resized",
+        "monai.transforms.ScaleIntensityRanged",
+        "monai.transforms.ScaleIntensityRangePercentilesd",
+        "monai.transforms.NormalizeIntensityd",
+        "monai.transforms.Invertd",
+        "monai.transforms.KeepLargestConnectedComponentd",
+        "monai.transforms.FillHolesd",
+        "monai.transforms.RemoveSmallObjectsd",
+        "monai.transforms.Identityd",
+    }
+)
+"""What the literal sections may build. All are plain computations on their arguments."""
+
+
+def read_metadata(bundle: Path) -> dict[str, Any]:
+    """The bundle's ``configs/metadata.json``.
+
+    Raises:
+        BundleError: ``BUNDLE_INVALID`` when it is missing, no JSON object, or lacks the input ``image`` or the output
+            ``pred`` with its ``channel_def``.
+    """
+    path = bundle / "configs" / "metadata.json"
+    try:
+        metadata: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tensors = metadata["network_data_format"]
+        dict(tensors["inputs"]["image"]), [int(channel) for channel in tensors["outputs"]["pred"]["channel_def"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError("BUNDLE_INVALID", f"no usable metadata ({error!r}).", path=path) from error
+    return metadata
+
+
+def label_names(bundle: Path) -> dict[int, str]:
+    """Label value → name of the foreground labels, from the metadata's ``channel_def`` of the output."""
+    channels = read_metadata(bundle)["network_data_format"]["outputs"]["pred"]["channel_def"]
+    if len(channels) == 1:
+        return {1: str(next(iter(channels.values())))}
+    return {int(value): str(name) for value, name in channels.items() if int(value) > 0}
+
+
+def read_literal_sections(bundle: Path) -> dict[str, Any]:
+    """The literal sections of the bundle's ``configs/inference.yaml`` (or ``.json``), checked.
+
+    Raises:
+        BundleError: ``BUNDLE_INVALID`` (missing, unreadable, YAML aliases), ``BUNDLE_EXPRESSION`` (a ``$`` expression,
+            ``%`` macro or ``_mode_`` in a literal section) or ``BUNDLE_TARGET`` (a ``_target_`` not on the allow-list).
+    """
+    candidates = [bundle / "configs" / f"inference{ending}" for ending in (".yaml", ".yml", ".json")]
+    path = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506 (it is a SafeLoader)
+        sections = {name: config[name] for name in LITERAL_SECTIONS if name != "postprocessing" or config.get(name)}
+        for section in sections.values():
+            section["_target_"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError("BUNDLE_INVALID", f"no usable inference config ({error!r}).", path=path) from error
+    for name, section in sections.items():
+        _check_literal(section, name, path)
+    return sections
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: with them a small file can stand for an endless or enormous config."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed")
+        return super().compose_node(parent, index)
+
+
+def _check_literal(value: Any, where: str, path: Path) -> None:
+    """Refuse expressions, macros and unknown targets, wherever they are nested."""
+    if isinstance(value, Mapping):
+        if "_target_" in value and not (isinstance(value["_target_"], str) and value["_target_"] in ALLOWED_TARGETS):
+            raise BundleError(
+                "BUNDLE_TARGET",
+                f"{where}: {value['_target_']!r} is not among the targets a Predictor may build.",
+                path=path,
+            )
+        for key, item in value.items():
+            special = str(key).startswith(("_", "$", "%", "@")) and key not in ("_target_", "_desc_")
+            if special or "::" in str(key) or "#" in str(key):
+                raise BundleError("BUNDLE_EXPRESSION", f"{where}: the key {key!r} is not allowed here.", path=path)
+            _check_literal(item, f"{where}.{key}", path)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_literal(item, f"{where}[{index}]", path)
+    elif isinstance(value, str) and value.startswith(("$", "%")):
+        raise BundleError("BUNDLE_EXPRESSION", f"{where}: {value!r} is an expression or macro.", path=path)
+    elif isinstance(value, str) and value.startswith("@"):
+        section = value[1:].split("::")[0].split("#")[0]
+        if section not in LITERAL_SECTIONS:
+            message = f"{where}: {value!r} refers to outside the literal sections."
+            raise BundleError("BUNDLE_EXPRESSION", message, path=path)
+    elif not isinstance(value, str | int | float | None):
+        raise BundleError("BUNDLE_EXPRESSION", f"{where}: a {type(value).__name__} is not allowed here.", path=path)
