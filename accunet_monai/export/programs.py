@@ -198,7 +198,7 @@ def _fixed_shape(network: nn.Module, spatial_dims: int) -> list[int]:
 def _onnx_bytes(
     program: Program, image: Tensor, axes: dict[int, Any], batches: Sequence[Tensor], description: str
 ) -> bytes:
-    """An ONNX model without the exporter's notes on each node, which are longer than the weights."""
+    """An ONNX model without the exporter's notes on each node, which are longer than the weights, and made-up biases."""
     import onnx
 
     output = "probabilities" if program.probabilities else "logits"
@@ -215,8 +215,11 @@ def _onnx_bytes(
     if exported is None:
         raise RuntimeError("torch.onnx gave no program")
     model = exported.model_proto
+    parameters = {parameter.name for parameter in model.graph.initializer}
     for node in model.graph.node:
         del node.metadata_props[:]
+        if node.op_type == "Conv" and len(node.input) == 3 and node.input[2] not in parameters:
+            del node.input[2]  # onnxscript 0.7 makes zeros for a 3D convolution without bias, in a shape that is none
     if batches:
         model = onnx.load_from_string(_quantised(model, batches))
     onnx.helper.set_model_props(model, {DESCRIPTION: description})
