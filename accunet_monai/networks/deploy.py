@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ def optimize_for_inference(
         device: where the copy lives.
         dtype: precision of weights and feature maps. Channel gates are computed in float32 at least. float16 overflows
             where a feature map exceeds 65504; bfloat16 does not.
-        compile: compile with ``torch.compile`` at the first call of each grad mode.
+        compile: compile with ``torch.compile`` at the first call of each grad mode, with the weights as constants
+            where no gradients are asked for: changed weights want a new copy.
         cuda_graph: record a CUDA graph for images of ``example_shape``; other shapes run without one.
 
     Raises:
@@ -84,7 +86,7 @@ def optimize_for_inference(
     _arrange(folded, dtype)
     optimized = InferenceNetwork(folded, dtype).to(device).eval().requires_grad_(False)
     if compile:
-        optimized.compile(fullgraph=True)
+        optimized.network = CompiledNetwork(optimized.network)
     if example_shape is not None:
         example = torch.zeros(*example_shape, device=device)
         if device.type == "cuda" and not compile:
@@ -122,6 +124,27 @@ class InferenceNetwork(nn.Module):
         """Image (N, C, *spatial) → sigmoid of one channel, or softmax over several, same shape as logits."""
         logits = self(x)
         return torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, 1)
+
+
+class CompiledNetwork(nn.Module):
+    """A network compiled as one graph; without gradients its weights are constants of it.
+
+    Only then do PyTorch's CPU convolutions take activations and sums into themselves.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        from torch._inductor import config  # half a second
+
+        super().__init__()
+        self.network = network
+        network.compile(fullgraph=True)
+        self.weights_as_constants = partial(config.patch, freezing=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image (N, C, *spatial) → logits (N, classes, *spatial)."""
+        with self.weights_as_constants():  # asked for while PyTorch traces, so no option of ``compile`` would do
+            logits: Tensor = self.network(x)
+        return logits
 
 
 class FoldedSqueezeExcitation(nn.Module):

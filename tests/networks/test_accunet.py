@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -18,6 +17,7 @@ from accunet_monai.networks import (
     create_acc_unet_multiclass,
     weight_decay_groups,
 )
+from tests.networks.compilation import COMPILE
 from tests.networks.randomised import calibrate, randomise
 
 SAME = 1e-6
@@ -25,10 +25,6 @@ SAME = 1e-6
 
 Compared in float64: random weights amplify rounding, and what is asked here is whether the function is the same.
 """
-COMPILE = pytest.mark.skipif(
-    "compile" not in os.environ.get("ACCUNET_REQUIRE", "").split(","),
-    reason="takes minutes of compilation; ACCUNET_REQUIRE=compile runs it",
-)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accunet_monai.bundle import load_bundle
 from accunet_monai.networks import ACCUNet, HANCBlock, MLFCLayer
-from accunet_monai.networks.deploy import FoldedHANCBlock, InferenceNetwork, optimize_for_inference
+from accunet_monai.networks.deploy import FoldedHANCBlock, optimize_for_inference
+from tests.networks.compilation import COMPILE
 from tests.networks.randomised import calibrate, randomise
 
 EXACT = 1e-10
@@ -214,10 +217,23 @@ def test_the_folded_network_is_one_graph() -> None:
 
 def test_compilation_is_asked_for_the_whole_graph_and_warmed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, object]] = []
-    monkeypatch.setattr(InferenceNetwork, "compile", lambda self, **options: asked.append(options))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: asked.append(options))
     optimize_for_inference(_made(2, mlfc_iterations=0), compile=True)
     optimize_for_inference(_made(2, mlfc_iterations=0))
     assert asked == [{"fullgraph": True}]
+
+
+@COMPILE
+def test_compiled_with_weights_as_constants_the_logits_are_the_same() -> None:
+    network, image = _made(2, mlfc_iterations=1), _image(2).float()
+    torch.compiler.reset()
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        found = optimize_for_inference(network, image.shape, compile=True)(image)
+        expected = network.double()(image.double())
+    assert counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"] > 0
+    assert float((found - expected).abs().max()) <= CLOSE * float(expected.max() - expected.min())
+    torch.compiler.reset()
 
 
 class _SizeRecorder(TorchDispatchMode):
