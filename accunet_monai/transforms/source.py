@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,17 @@ def source_name(source: Grid | Volume, path: Path) -> str:
 
 
 def _packed(source: DicomSource) -> str:
-    frames = [[str(f.path), f.sop_class_uid, f.sop_instance_uid, f.frame_number] for f in source.frames]
+    frames = [{**asdict(frame), "path": str(frame.path)} for frame in source.frames]
     return json.dumps({**vars(source), "split": dict(source.split), "frames": frames})
 
 
 def _unpacked(text: str) -> DicomSource:
     fields = json.loads(text)
-    fields["frames"] = tuple(SourceFrame(Path(path), *rest) for path, *rest in fields["frames"])
+    fields["frames"] = tuple(_frame(**frame) for frame in fields["frames"])
     for name in ("transfer_syntaxes", "notes"):
         fields[name] = tuple(fields[name])
     return DicomSource(**fields)
+
+
+def _frame(path: str, plane: list[float] | None, **known: Any) -> SourceFrame:
+    return SourceFrame(path=Path(path), plane=None if plane is None else tuple(plane), **known)

@@ -121,8 +121,12 @@ class Frame:
     @property
     def source(self) -> SourceFrame:
         """Which image this is."""
-        found = self.instance
-        return SourceFrame(found.path, found.sop_class_uid, found.sop_instance_uid, self.frame_number)
+        found, plane = self.instance, None
+        if self.tile is None and self.position and self.orientation and self.spacing:
+            plane = (*self.position, *self.orientation, *self.spacing)
+        return SourceFrame(
+            found.path, found.sop_class_uid, found.sop_instance_uid, self.frame_number, plane, self.thickness
+        )
 
     @property
     def name(self) -> str:

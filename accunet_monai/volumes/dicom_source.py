@@ -21,12 +21,17 @@ class SourceFrame:
         sop_class_uid: SOPClassUID; of the file meta header where the dataset's own is empty.
         sop_instance_uid: SOPInstanceUID, likewise.
         frame_number: from 1 in a multi-frame object, None in a single-frame one and for the tiles of a mosaic.
+        plane: ImagePositionPatient, ImageOrientationPatient and PixelSpacing in this order, 11 numbers; None where the
+            file does not say all of them, and for the tiles of a mosaic.
+        thickness: SliceThickness in mm, None where the file does not say it.
     """
 
     path: Path
     sop_class_uid: str
     sop_instance_uid: str
     frame_number: int | None = None
+    plane: tuple[float, ...] | None = None
+    thickness: float | None = None
 
 
 @dataclass(frozen=True)

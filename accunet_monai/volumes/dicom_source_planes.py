@@ -1,12 +1,12 @@
 """Where each plane of a label map lies, and which image of its source series it belongs to.
 
-What a reader said of a series is not taken on trust: the headers are read again, and a plane counts as that of its
+What a reader said of a series is not taken on trust: every file is looked at again, and a plane counts as that of its
 source image only where both lie alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
-from pydicom.tag import BaseTag, Tag
 from pydicom.valuerep import DA, TM, format_number_as_ds
 
 from accunet_monai.errors import SeriesError
@@ -33,16 +32,9 @@ SAME_PLANE_SPACING = 0.02
 """The same as a share of the slice spacing, for series whose positions are rounded more coarsely than their spacing:
 a grid was fitted to them with the tolerance of the reader, and the image's own position is the true one."""
 
-_PLANE_TAGS = tuple(map(Tag, ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")))
-_GEOMETRY_TAGS = [
-    "SOPInstanceUID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "SliceThickness",
-    "Rows",
-    "Columns",
-]
+_START_OF_FILE = 2048
+"""Bytes of a file within which its meta header names the instance (PS3.10 section 7.1)."""
+
 _STUDY_TYPE_2 = (
     "PatientID",
     "PatientName",
@@ -58,12 +50,11 @@ _STUDY_TYPE_2 = (
 
 @dataclass(frozen=True, eq=False)
 class PlaneGeometry:
-    """Values of the Image Plane module: position, orientation, spacing, slice thickness, in DICOM's order."""
+    """Values of the Image Plane module: position, orientation, spacing, in DICOM's order."""
 
     position: Sequence[Any]
     orientation: Sequence[Any]
     spacing: Sequence[Any]
-    thickness: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +112,7 @@ def read_sources(like: Volume | PlaneStack) -> SourceSeries:
             hint="Read it with read_series or read_planes.",
         )
     affines = planes_lps(like)
-    images = list(_source_images(source))
-    header = images[0][0]
+    header = _header_of_first(source)
     if not (source.study_uid and source.series_uid):
         raise SeriesError(
             "SEG_SOURCE",
@@ -134,17 +124,18 @@ def read_sources(like: Volume | PlaneStack) -> SourceSeries:
             "the series has no FrameOfReferenceUID, so nothing can be placed in its space.",
             series_uid=source.series_uid,
         )
-    own = [geometry for _, geometry in images]
-    on_source = not source.resampled and len(own) == len(affines)
-    same = on_source and _lie_alike(images, affines, like.array.shape)
-    mosaic = len(own) > 1 and len({(frame.path, frame.frame_number) for frame in source.frames}) == 1
-    planes = [plane for plane in own if plane] if same else [_geometry_of(affine, source) for affine in affines]
+    own = [_own_geometry(frame) for frame in source.frames if frame.plane]
+    on_source = not source.resampled and len(source.frames) == len(affines)
+    same_size = (header.get("Columns"), header.get("Rows")) == like.array.shape[:2]
+    same = on_source and same_size and _lie_alike(own, affines, like.array.shape)
+    mosaic = len(source.frames) > 1 and len({(frame.path, frame.frame_number) for frame in source.frames}) == 1
+    planes = own if same else [_geometry_of(affine, source) for affine in affines]
     return SourceSeries(
         header=_completed(header),
         source=source,
         planes=tuple(planes),
         size=(like.array.shape[0], like.array.shape[1]),
-        thickness=_thickness(own[0], affines),
+        thickness=_thickness(source.frames[0].thickness, affines),
         frames=source.frames if same or (on_source and mosaic) else (),
         same_pixels=same,
     )
@@ -190,19 +181,30 @@ def plane_tolerance_mm(affines: FloatArray) -> float:
     return max(SAME_PLANE_MM, SAME_PLANE_SPACING * float(np.diff(depths).min()))
 
 
-def _source_images(source: DicomSource) -> Iterator[tuple[Dataset, PlaneGeometry | None]]:
-    """Header and geometry of each frame; every file is read once, the first whole, the others only as needed."""
-    seen: dict[Path, Dataset] = {}
-    for frame in source.frames:
-        if frame.path not in seen:
-            whole = not seen or frame.frame_number is not None
-            seen[frame.path] = _header(frame, None if whole else _GEOMETRY_TAGS, source.series_uid)
-        yield seen[frame.path], _own_geometry(seen[frame.path], frame.frame_number)
+def _header_of_first(source: DicomSource) -> Dataset:
+    """The first file's header without pixels; all files are looked at."""
+    paths = {frame.path: frame for frame in source.frames}
+    for path, frame in list(paths.items())[1:]:
+        if not _names_itself(path, frame.sop_instance_uid):
+            _header(frame, source.series_uid)
+    return _header(source.frames[0], source.series_uid)
 
 
-def _header(frame: SourceFrame, tags: list[Any] | None, series_uid: str) -> Dataset:
+def _names_itself(path: Path, sop_instance_uid: str) -> bool:
+    """Whether the file's meta header names the instance: a hundredth of the time that reading the header takes."""
     try:
-        header = pydicom.dcmread(frame.path, stop_before_pixels=True, specific_tags=tags, force=True)
+        with path.open("rb") as file:
+            start = file.read(_START_OF_FILE)
+    except OSError:
+        return False
+    value = sop_instance_uid.encode("ascii", "replace")
+    value += b"\0" * (len(value) % 2)
+    return b"\2\0\3\0UI" + len(value).to_bytes(2, "little") + value in start
+
+
+def _header(frame: SourceFrame, series_uid: str) -> Dataset:
+    try:
+        header = pydicom.dcmread(frame.path, stop_before_pixels=True, force=True)
     except (OSError, InvalidDicomError, ValueError, AttributeError, NotImplementedError, EOFError) as error:
         raise SeriesError(
             "SEG_SOURCE", f"a source image cannot be read again ({error}).", path=frame.path, series_uid=series_uid
@@ -220,51 +222,16 @@ def _header(frame: SourceFrame, tags: list[Any] | None, series_uid: str) -> Data
     return header
 
 
-def _own_geometry(header: Dataset, frame_number: int | None) -> PlaneGeometry | None:
-    """What the image says of its place, None where it does not."""
-    try:
-        if frame_number is None:
-            position, orientation, spacing = (_values(header, tag) for tag in _PLANE_TAGS)
-            return PlaneGeometry(position, orientation, spacing, header.get("SliceThickness"))
-        groups = (header.PerFrameFunctionalGroupsSequence[frame_number - 1], header.SharedFunctionalGroupsSequence[0])
-        measures = _group(groups, "PixelMeasuresSequence")
-        return PlaneGeometry(
-            _group(groups, "PlanePositionSequence").ImagePositionPatient,
-            _group(groups, "PlaneOrientationSequence").ImageOrientationPatient,
-            measures.PixelSpacing,
-            measures.get("SliceThickness"),
-        )
-    except (AttributeError, IndexError, TypeError, ValueError, StopIteration):
-        return None
+def _own_geometry(frame: SourceFrame) -> PlaneGeometry:
+    """What the image says of its place."""
+    values = [_ds(value) for value in frame.plane or ()]
+    return PlaneGeometry(values[:3], values[3:9], values[9:])
 
 
-def _values(header: Dataset, tag: BaseTag) -> list[Any]:
-    """A value of several decimal strings as the file has it: pydicom's own conversion is slow over many files."""
-    element = header.get_item(tag)
-    if element is None or not element.value:
-        raise AttributeError(tag)
-    if isinstance(element.value, bytes):
-        return [text.strip(" \0") for text in element.value.decode("ascii").split("\\")]
-    return list(element.value)
-
-
-def _group(groups: Sequence[Dataset], name: str) -> Dataset:
-    item: Dataset = next(group.get(name) for group in groups if group.get(name))[0]
-    return item
-
-
-def _lie_alike(
-    images: Sequence[tuple[Dataset, PlaneGeometry | None]], affines: FloatArray, shape: Sequence[int]
-) -> bool:
-    own = [geometry for _, geometry in images if geometry is not None]
-    sizes = {(header.get("Columns"), header.get("Rows")) for header, _ in images}
-    if len(own) != len(images) or sizes != {(shape[0], shape[1])}:
+def _lie_alike(own: Sequence[PlaneGeometry], affines: FloatArray, shape: Sequence[int]) -> bool:
+    if len(own) != len(affines):
         return False
-    try:
-        found = affines_lps(own)
-    except ValueError:  # a value too few, or none that is a number
-        return False
-    shifts = np.linalg.norm(corners_mm(found, shape) - corners_mm(affines, shape), axis=-1)
+    shifts = np.linalg.norm(corners_mm(affines_lps(own), shape) - corners_mm(affines, shape), axis=-1)
     return bool(shifts.max() <= plane_tolerance_mm(affines))
 
 
@@ -282,9 +249,9 @@ def _geometry_of(affine: FloatArray, source: DicomSource) -> PlaneGeometry:
     )
 
 
-def _thickness(own: PlaneGeometry | None, affines: FloatArray) -> float | None:
-    if own is not None and own.thickness and float(own.thickness) > 0:
-        return float(own.thickness)
+def _thickness(own: float | None, affines: FloatArray) -> float | None:
+    if own is not None and own > 0:
+        return own
     depths = np.sort(affines[:, :3, 3] @ affines[0, :3, 2])
     return float(np.diff(depths).min()) if len(depths) > 1 else None
 

@@ -155,8 +155,12 @@ def _classic(folder: Path, geometry: Geometry, modality: str, thickness: float) 
         ds.RescaleSlope, ds.RescaleIntercept = 1, 0
         ds.PixelData = values[:, :, k].T.astype("<u2").tobytes()
         ds.save_as(path, enforce_file_format=True)
-        frames.append(SourceFrame(path, ds.SOPClassUID, ds.SOPInstanceUID))
+        frames.append(SourceFrame(path, ds.SOPClassUID, ds.SOPInstanceUID, None, _plane(geometry, k), thickness))
     return tuple(frames)
+
+
+def _plane(geometry: Geometry, k: int) -> tuple[float, ...]:
+    return tuple(map(float, (*geometry.origins[k], *geometry.axes.T.ravel(), *geometry.spacing[::-1])))
 
 
 def _enhanced(folder: Path, geometry: Geometry, modality: str, thickness: float) -> tuple[SourceFrame, ...]:
@@ -179,4 +183,7 @@ def _enhanced(folder: Path, geometry: Geometry, modality: str, thickness: float)
     ds.PerFrameFunctionalGroupsSequence = groups
     ds.PixelData = _values(geometry).transpose(2, 1, 0)[::-1].astype("<u2").tobytes()
     ds.save_as(path, enforce_file_format=True)
-    return tuple(SourceFrame(path, ds.SOPClassUID, ds.SOPInstanceUID, count - k) for k in range(count))
+    return tuple(
+        SourceFrame(path, ds.SOPClassUID, ds.SOPInstanceUID, count - k, _plane(geometry, k), thickness)
+        for k in range(count)
+    )
