@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from accunet_monai.bundle import load_bundle
 from accunet_monai.networks.deploy import optimize_for_inference
+from tests.networks.compilation import COMPILE
 
 TIE = 1e-4
 """Labels may differ only where the two best logits are closer than this share of the logits' spread."""
@@ -49,6 +50,10 @@ def traced_by_dynamo(network: nn.Module, example: Tensor) -> Callable[[Tensor], 
     return torch.compile(network, fullgraph=True, backend="aot_eager")
 
 
+def folded_and_compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
+    return optimize_for_inference(network, example.shape, compile=True)
+
+
 def onnx(network: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
     file = io.BytesIO()
     axes = ({0: torch.export.Dim.DYNAMIC},)
@@ -77,7 +82,16 @@ def network_and_batches(test_data: Path) -> tuple[nn.Module, list[Tensor]]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     "path",
-    [channels_last, folded, scripted, scripted_and_folded, exported, traced_by_dynamo, onnx],
+    [
+        channels_last,
+        folded,
+        scripted,
+        scripted_and_folded,
+        exported,
+        traced_by_dynamo,
+        pytest.param(folded_and_compiled, marks=COMPILE),
+        onnx,
+    ],
     ids=lambda p: p.__name__,
 )
 def test_the_label_maps_are_the_same(path: Path_, network_and_batches: tuple[nn.Module, list[Tensor]]) -> None:
