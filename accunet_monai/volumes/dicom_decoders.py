@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydicom import encaps, uid
 
 from accunet_monai.errors import SeriesError
-from accunet_monai.volumes.dicom_codestream import codestream_size
+from accunet_monai.volumes.dicom_codestream import codestream_size, plain_jpeg
 
 MAX_ENCODED_RATIO = 2
 """A compressed frame of more than this times its plain size (plus a kilobyte) is damaged: the worst that RLE and JPEG
@@ -127,6 +127,6 @@ def _gdcm(frame: bytes, coding: Coding) -> npt.NDArray[Any]:
         "pixel_representation": int(coding.signed),
         "pixel_keyword": "PixelData",
     }
-    source = encaps.encapsulate([frame])
+    source = encaps.encapsulate([plain_jpeg(frame) if coding.syntax in _JPEG else frame])
     values, _ = get_decoder(coding.syntax).as_array(source, index=0, raw=True, decoding_plugin="gdcm", **options)
     return values

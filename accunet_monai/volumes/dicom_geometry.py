@@ -27,6 +27,9 @@ UNIT_TOLERANCE = 1e-3
 PLANE_TOLERANCE = 0.01
 """A plane may lie this fraction of the slice spacing off its place in the regular grid: a hundredth of a voxel."""
 
+MAX_POSITION_MM = MAX_SPACING_MM / 2
+"""A plane farther from the origin than half a kilometre is a damaged header: no two may be a kilometre apart."""
+
 PLANE_TOLERANCE_MM = 0.01
 """Positions are rounded, to two decimals at worst, so that an offset up to this is no irregularity of the scan."""
 
@@ -175,13 +178,17 @@ def missing_after(gaps: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
 
 def _check_present(frames: Sequence[Frame]) -> None:
     for code, what, missing in (
-        ("GEOM_NO_POSITION", "ImagePositionPatient", [f for f in frames if f.position is None]),
+        ("GEOM_NO_POSITION", "ImagePositionPatient", [f for f in frames if not _usable_position(f.position)]),
         ("GEOM_NO_ORIENTATION", "ImageOrientationPatient", [f for f in frames if f.orientation is None]),
         ("GEOM_NO_SPACING", "PixelSpacing", [f for f in frames if not _usable_spacing(f.spacing)]),
     ):
         if missing:
             message = f"{len(missing)} of {len(frames)} images have no usable {what}"
             raise refusal(code, message, missing)
+
+
+def _usable_position(position: tuple[float, float, float] | None) -> bool:
+    return position is not None and max(map(abs, position)) <= MAX_POSITION_MM
 
 
 def _check_alike(frames: Sequence[Frame]) -> None:
