@@ -198,7 +198,7 @@ def _fixed_shape(network: nn.Module, spatial_dims: int) -> list[int]:
 def _onnx_bytes(
     program: Program, image: Tensor, axes: dict[int, Any], batches: Sequence[Tensor], description: str
 ) -> bytes:
-    """An ONNX model without the exporter's notes on each node, which are longer than the weights, and made-up biases."""
+    """An ONNX model without the exporter's notes on each node, longer than the weights, and without made-up biases."""
     import onnx
 
     output = "probabilities" if program.probabilities else "logits"

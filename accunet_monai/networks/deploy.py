@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from accunet_monai.networks.blocks import HANCBlock, ResPath, SqueezeExcitation, sum_coarse_to_fine
+from accunet_monai.networks.compiled import CompiledNetwork
 from accunet_monai.networks.gpu import GraphedNetwork
 from accunet_monai.networks.mlfc import MLFCLevel
 
@@ -124,27 +124,6 @@ class InferenceNetwork(nn.Module):
         """Image (N, C, *spatial) → sigmoid of one channel, or softmax over several, same shape as logits."""
         logits = self(x)
         return torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, 1)
-
-
-class CompiledNetwork(nn.Module):
-    """A network compiled as one graph; without gradients its weights are constants of it.
-
-    Only then do PyTorch's CPU convolutions take activations and sums into themselves.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        from torch._inductor import config  # half a second
-
-        super().__init__()
-        self.network = network
-        network.compile(fullgraph=True)
-        self.weights_as_constants = partial(config.patch, freezing=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Image (N, C, *spatial) → logits (N, classes, *spatial)."""
-        with self.weights_as_constants():  # asked for while PyTorch traces, so no option of ``compile`` would do
-            logits: Tensor = self.network(x)
-        return logits
 
 
 class FoldedSqueezeExcitation(nn.Module):
