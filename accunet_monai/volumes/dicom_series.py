@@ -153,7 +153,8 @@ def read_series(
         irregular: whether sheared, uneven and gapped stacks are refused or resampled to an even grid at right angles
             (linear interpolation; said in the provenance).
         max_bytes: what the array may take.
-        workers: processes that decompress; more than one pays for JPEG 2000. They are started anew, so a script's own
+        workers: processes that decompress. They take a second to start, anew for each series, so more than one can pay
+            for hundreds of JPEG 2000 slices only; and a script's own
             work must be under ``if __name__ == "__main__"``.
 
     Returns:
