@@ -1,22 +1,18 @@
-"""SliceInferer: grids computed by hand, MONAI's own inferer as the yardstick, neighbours, batches and memory."""
+"""SliceInferer: grids computed by hand, neighbours, how the network is called, refusals."""
 
 from __future__ import annotations
 
-import os
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data.meta_tensor import MetaTensor
 from monai.engines.evaluator import SupervisedEvaluator
 from monai.inferers.inferer import SliceInferer as MonaiSliceInferer
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from accunet_monai.inferers import SliceInferer
 
@@ -123,73 +119,6 @@ def test_label_maps_of_one_and_of_several_channels() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Against MONAI 1.6.1
-
-
-def made_network(channels: int, classes: int, seed: int) -> torch.nn.Module:
-    """Neither local nor linear, so that window borders and padding show."""
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(classes, channels, 3, 3, generator=generator) / (3 * channels**0.5)
-
-    class Network(torch.nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            x = x.squeeze() if x.dim() == 6 else x
-            return torch.tanh(F.conv2d(x, weight, padding=1)) + 0.1 * x.mean((1, 2, 3))[:, None, None, None]
-
-    return Network()
-
-
-@st.composite
-def problems(draw: st.DrawFn) -> dict[str, Any]:
-    shape = draw(st.tuples(*[st.integers(1, 9)] * 3))
-    in_plane = st.integers(2, 11)
-    return {
-        "shape": shape,
-        "batch": draw(st.integers(1, 2)),
-        "channels": draw(st.integers(1, 2)),
-        "classes": draw(st.integers(1, 3)),
-        "seed": draw(st.integers(0, 1000)),
-        "arguments": {
-            "roi_size": draw(st.tuples(in_plane, in_plane)),
-            "sw_batch_size": draw(st.integers(1, 7)),
-            "overlap": draw(st.sampled_from([0.0, 0.25, 0.5, 0.7, 0.9])),
-            "mode": draw(st.sampled_from(["constant", "gaussian"])),
-            "sigma_scale": draw(st.sampled_from([0.125, 0.3])),
-            # MONAI hands cval on to every padding mode, and torch takes one for "constant" only
-            **draw(st.sampled_from([{"cval": -1.5}, {"cval": 0.0}, {"padding_mode": "replicate"}])),
-        },
-        "spatial_dim": draw(st.integers(0, 2)),
-    }
-
-
-@settings(max_examples=60, deadline=None, derandomize="ACCUNET_REQUIRE" in os.environ)
-@given(problems())
-def test_equals_monais_slice_inferer(problem: dict[str, Any]) -> None:
-    volume = torch.randn(
-        problem["batch"], problem["channels"], *problem["shape"], generator=torch.Generator().manual_seed(1)
-    )
-    network = made_network(problem["channels"], problem["classes"], problem["seed"])
-    arguments, axis = problem["arguments"], problem["spatial_dim"]
-    with torch.no_grad():
-        theirs = MonaiSliceInferer(spatial_dim=axis, **arguments)(volume, network)
-        logits, probabilities, label_map = (
-            SliceInferer(spatial_dim=axis, output=output, **arguments)(volume, network)
-            for output in ("logits", "probabilities", "label_map")
-        )
-    assert logits.shape == theirs.shape
-    assert float((logits - theirs).abs().max()) <= CLOSE
-    binary = problem["classes"] == 1
-    expected = torch.sigmoid(theirs) if binary else torch.softmax(theirs, 1)
-    assert float((probabilities - expected).abs().max()) <= CLOSE
-    if binary:
-        labels, tie = (theirs > 0).to(torch.uint8), theirs.abs() <= CLOSE
-    else:
-        first, second = theirs.topk(2, 1).values.split(1, 1)
-        labels, tie = theirs.argmax(1, keepdim=True).to(torch.uint8), first - second <= CLOSE
-    assert torch.equal(label_map[~tie], labels[~tie])
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # Neighbouring slices
 
 
@@ -287,35 +216,6 @@ def test_from_a_config_and_in_monais_evaluator() -> None:
     assert prediction.shape == (1, 1, 4, 5, 6)
 
 
-class Allocations(TorchDispatchMode):
-    """Bytes of the largest tensor that any operation gave out."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
-        return result
-
-
-@pytest.mark.parametrize("roi_size", [None, (16, 16)])
-def test_a_label_map_never_needs_a_buffer_of_classes_by_volume(roi_size: tuple[int, int] | None) -> None:
-    classes, shape = 40, (64, 32, 32)
-    volume = torch.zeros(1, 1, *shape)
-    with Allocations() as seen:
-        label_map = SliceInferer(roi_size, sw_batch_size=4)(volume, lambda x: x.expand(-1, classes, -1, -1) + 1)
-    voxels = volume.numel()
-    assert label_map.dtype == torch.uint8
-    one_slice, image = classes * 32 * 32 * 4, voxels * 4  # bytes of float logits of a slice, and of the volume itself
-    assert seen.largest == (4 * one_slice if roi_size is None else max(one_slice, image))  # 4 slices a batch
-    assert seen.largest < classes * voxels / 2  # of even one byte each; float logits would be eight times that
-    with Allocations() as seen:
-        SliceInferer(roi_size, output="logits")(volume, lambda x: x.expand(-1, classes, -1, -1) + 1)
-    assert seen.largest == classes * voxels * 4  # the measure does see such a buffer
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Refusals
 
@@ -327,7 +227,8 @@ def test_a_label_map_never_needs_a_buffer_of_classes_by_volume(roi_size: tuple[i
         ({"roi_size": (4,)}, "roi_size"),
         ({"overlap": 1.0}, "overlap"),
         ({"overlap": -0.1}, "overlap"),
-        ({"overlap": (0.5, 0.5, 0.5)}, "overlap"),
+        ({"overlap": (0.5,)}, "overlap"),
+        ({"overlap": (0.5, 0.5, 0.5, 0.5)}, "overlap"),
         ({"overlap": float("nan")}, "overlap"),
         ({"spatial_dim": 3}, "spatial_dim"),
         ({"spatial_dim": -1}, "spatial_dim"),
@@ -339,6 +240,20 @@ def test_a_label_map_never_needs_a_buffer_of_classes_by_volume(roi_size: tuple[i
         ({"sigma_scale": 0.0}, "sigma_scale"),
         ({"threshold": 0.0}, "threshold"),
         ({"threshold": 1.0}, "threshold"),
+        ({"roi_size": 64}, "roi_size"),
+        ({"sigma_scale": (0.1, -0.1)}, "sigma_scale"),
+        ({"views": ["oblique"]}, "views must be one of sagittal, coronal, axial, got 'oblique'"),
+        ({"views": ["axial", "axial"]}, "views names something twice"),
+        ({"views": ["axial"], "output": "logits"}, "not be 'logits'"),
+        ({"mirror_axes": (0, 3)}, "mirror_axes"),
+        ({"mirror_axes": (1, 1)}, "mirror_axes names something twice: 1, 1"),
+        ({"regions": ()}, "regions"),
+        ({"regions": (1, -1)}, "regions"),
+        ({"regions": (1, 2.5)}, "regions"),
+        ({"skip_below": 0.0, "output": "logits"}, "no logits"),
+        ({"amp": "float32"}, "amp must be one of bfloat16, float16, got 'float32'"),
+        ({"dtype": "bfloat16"}, "dtype must be one of float16, float32, float64"),
+        ({"dtype": "nonsense"}, "got 'nonsense'"),
     ],
 )
 def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -357,29 +272,12 @@ def test_impossible_inputs_and_networks() -> None:
         inferer(volume, lambda x: x[:, :, ::2, ::2])
     with pytest.raises(ValueError, match=r"into \(1, 1, 4, 4\)"):
         inferer(volume, lambda x: x[:1])
+    with pytest.raises(ValueError, match="gave a float"):
+        inferer(volume, lambda x: 0.5)
     with pytest.raises(ValueError, match="gave a tuple"):
-        inferer(volume, lambda x: (x, x))  # type: ignore[arg-type, return-value]
-
-
-def test_views_average_the_probabilities_of_passes_along_their_axes() -> None:
-    volume = torch.randn(1, 1, 5, 6, 7, generator=torch.Generator().manual_seed(1))
-
-    def network(
-        x: torch.Tensor,
-    ) -> torch.Tensor:  # depends on the slice's neighbourhood, so axes give different results
-        rows = torch.cumsum(x, 2)
-        return torch.cat([x, rows, x - rows], 1)
-
-    single = [SliceInferer(spatial_dim=axis, output="probabilities")(volume, network) for axis in (0, 2)]
-    assert float((single[0] - single[1]).abs().max()) > 0.1
-    both = SliceInferer(views=["sagittal", "axial"], output="probabilities")(volume, network)
-    torch.testing.assert_close(both, (single[0] + single[1]) / 2)
-    labels = SliceInferer(views=["sagittal", "axial"])(volume, network)
-    assert torch.equal(labels, both.argmax(1, keepdim=True).to(torch.uint8))
-    with pytest.raises(ValueError, match="views must be one of sagittal, coronal, axial, got 'oblique'"):
-        SliceInferer(views=["oblique"])
-    with pytest.raises(ValueError, match="not be 'logits'"):
-        SliceInferer(views=["axial"], output="logits")
+        inferer(volume, lambda x: ())
+    with pytest.raises(ValueError, match=r"condition must have the shape \(1, 1, 3, 4, 4\)"):
+        inferer(volume, lambda x, c: x, condition=volume[:, :, :2])
 
 
 @pytest.mark.parametrize(("axis", "plane"), [(0, (5, 6)), (1, (4, 6)), (2, (4, 5))])
@@ -392,3 +290,26 @@ def test_a_window_of_three_sizes_leaves_the_slicing_axis_out(axis: int, plane: t
 
     SliceInferer(roi_size=(4, 5, 6), spatial_dim=axis)(torch.zeros(1, 1, 8, 8, 8), network)
     assert set(seen) == {plane}
+
+
+def test_overlap_may_be_given_per_axis_of_the_volume() -> None:
+    # the slicing axis' overlap is left out, as its size is of roi_size: rows 0.5, columns 0
+    inferer = SliceInferer(roi_size=(2, 4, 9), overlap=(0.5, 0.0, 0.9), spatial_dim=2, output="logits")
+    assert plane(inferer, GRID, counting()) == [[1.0] * 4, [1.5] * 4, [2.5] * 4, [3.0] * 4]
+
+
+def test_sizes_of_zero_and_below_take_the_whole_axis() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(x.shape[2:]))
+        return x
+
+    SliceInferer(roi_size=(3, -1), spatial_dim=2)(torch.zeros(1, 1, 8, 7, 1), network)
+    assert set(seen) == {(3, 7)}
+
+
+def test_arguments_come_in_monais_order() -> None:
+    names = list(inspect.signature(MonaiSliceInferer.__mro__[1].__init__).parameters)[1:11]
+    ours = list(inspect.signature(SliceInferer.__init__).parameters)[1:]
+    assert ours[:11] == ["spatial_dim", *names]

@@ -1,0 +1,1 @@
+"""What benchmarks/inference.py runs: inferers in fresh processes, and ACC-UNet in them and without."""
