@@ -5,8 +5,9 @@ Programs branch on ``code`` (it never changes once released), people read the me
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 SHOWN_INSTANCES = 3
 """So many offending instances are named in a message; all of them are in ``SeriesError.instances``."""
@@ -87,6 +88,17 @@ class BundleError(AccunetError, ValueError):
 
 class NetworkError(AccunetError, ValueError):
     """Weights and network do not belong together."""
+
+
+def did_you_mean(word: str, known: Iterable[object]) -> str | None:
+    """For a hint: the known word nearest to an unknown one, or ``None`` when none is near.
+
+    Example:
+        >>> did_you_mean("datset_dir", ["dataset_dir", "device"])
+        "Did you mean 'dataset_dir'?"
+    """
+    near = difflib.get_close_matches(word, [str(item) for item in known], n=1)
+    return f"Did you mean {near[0]!r}?" if near else None
 
 
 def _rebuild(cls: type[AccunetError], code: str, message: str, path: str | None, hint: str | None) -> AccunetError:

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from accunet_monai.bundle import WEIGHTS, find_bundle, load_bundle
+from accunet_monai.bundle import WEIGHTS, find_bundle, load_bundle, write_manifest
+from accunet_monai.bundle.manifest import MANIFEST, check_weights
 from accunet_monai.errors import SeriesError
 from accunet_monai.volumes import FoundSeries, find_series
 
@@ -112,7 +113,7 @@ def export_checkpoint(
     from accunet_monai.networks.checkpoint import read_weights
     from accunet_monai.volumes.atomic import atomic_output
 
-    tensors, _ = read_weights(weights or find_bundle(name_or_path) / WEIGHTS)
+    tensors, _ = read_weights(weights or check_weights(find_bundle(name_or_path)))
     with atomic_output(output) as file:
         torch.save(tensors, file)
     return Path(output)
@@ -120,6 +121,8 @@ def export_checkpoint(
 
 def install_weights(name_or_path: str | os.PathLike[str], weights: str | os.PathLike[str], half: bool = False) -> Path:
     """Make trained weights a bundle's own, once they are known to fit its network; returns the written file.
+
+    A manifest that the bundle has is written anew.
 
     Args:
         name_or_path: a shipped bundle's name or a bundle's folder.
@@ -138,7 +141,10 @@ def install_weights(name_or_path: str | os.PathLike[str], weights: str | os.Path
     tensors, header = read_weights(weights)
     if half:
         tensors = {key: value.to(torch.float16) if value.dim() > 1 else value for key, value in tensors.items()}
-    return save_weights(tensors, bundle / WEIGHTS, header)
+    written = save_weights(tensors, bundle / WEIGHTS, header)
+    if (bundle / MANIFEST).is_file():
+        write_manifest(bundle, mlflow_run=header.get("mlflow_run"))
+    return written
 
 
 def _printable(text: str) -> str:

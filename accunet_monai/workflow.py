@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import os
@@ -11,14 +10,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accunet_monai.bundle import LITERAL_SECTIONS, find_bundle, list_bundles
-from accunet_monai.errors import BundleError
+from accunet_monai.bundle import LITERAL_SECTIONS, find_bundle, list_bundles, read_plain
+from accunet_monai.errors import BundleError, did_you_mean
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigWorkflow
 
-_DATA = ("metadata", "split")
+_DATA = ("metadata", "segments", "split")
 """Files beside the configs that are none."""
+
+_NOTHING = object()
 
 
 def run_config(
@@ -40,9 +41,9 @@ def run_config(
 
     Raises:
         BundleError: ``BUNDLE_NO_CONFIG``, ``CONFIG_MISSING`` (an overlay), ``OVERRIDE_UNKNOWN`` with the nearest key
-            there is, or ``OVERLAY_LITERAL``.
+            there is, ``OVERLAY_LITERAL``, or ``BUNDLE_INVALID`` for a config or overlay that is no plain data.
     """
-    from monai.bundle import ConfigParser, create_workflow
+    from monai.bundle import create_workflow
 
     folder = find_bundle(bundle) / "configs"
     found = (path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".yml", ".json"))
@@ -51,17 +52,12 @@ def run_config(
         hint = f"It has {', '.join(configs)}."
         raise BundleError("BUNDLE_NO_CONFIG", f"the bundle has no config {name!r}.", path=folder, hint=hint)
     config = configs[name]
-    files = [str(config), *(str(overlay) for overlay in overlays)]
-    parser = ConfigParser()
-    parser.read_config(str(config))
+    known = read_plain(config)
     for overlay in overlays:
-        _check_overlay(overlay, parser.get())
-    for key in overrides:
-        if key not in parser:
-            known = {name: item for name, item in parser.get().items() if name != "_meta_"}
-            near = difflib.get_close_matches(key.replace("#", "::"), list(_keys(known)), n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Top-level keys: {', '.join(map(str, known))}."
-            raise BundleError("OVERRIDE_UNKNOWN", f"{name} has no key {key!r}.", path=config, hint=hint)
+        _check_overlay(overlay, known, name)
+    for key, value in overrides.items():
+        _check_key(key, value, known, name, config)
+    files = [str(config), *(str(overlay) for overlay in overlays)]
     for chatty in ("monai.bundle.scripts", "monai.bundle.workflows"):  # they print every argument
         logging.getLogger(chatty).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -79,20 +75,45 @@ def run_config(
     return workflow  # type: ignore[no-any-return]
 
 
-def _check_overlay(overlay: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
-    """Refuse an overlay that cannot be read, has keys the config lacks, or changes what the bundle computes."""
-    from monai.bundle import ConfigParser
+def _check_overlay(overlay: str | os.PathLike[str], config: Mapping[str, Any], name: str) -> None:
+    path = Path(overlay)
+    if not path.is_file():
+        raise BundleError("CONFIG_MISSING", "no such config file.", path=path)
+    for key, value in read_plain(path).items():
+        _check_key(key, value, config, name, path)
 
-    if not Path(overlay).is_file():
-        raise BundleError("CONFIG_MISSING", "no such config file.", path=overlay)
-    for key in ConfigParser.load_config_file(overlay):
-        if key in LITERAL_SECTIONS:
-            message = f"{key!r} must stay equal in train, evaluate and inference; an overlay may not set it."
-            raise BundleError("OVERLAY_LITERAL", message, path=overlay, hint="Copy the bundle and change it there.")
-        if key not in config:
-            near = difflib.get_close_matches(key, [str(known) for known in config], n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else None
-            raise BundleError("OVERRIDE_UNKNOWN", f"the config has no key {key!r}.", path=overlay, hint=hint)
+
+def _check_key(key: str, value: Any, config: Mapping[str, Any], name: str, path: Path) -> None:
+    """Refuse a key that the config lacks, at whatever depth, or that changes what the bundle computes."""
+    parts = str(key).lstrip("+").replace("#", "::").split("::")  # MONAI merges where a key starts with +
+    if parts[0] in LITERAL_SECTIONS:
+        message = f"{parts[0]!r} must stay equal in train, evaluate and inference; it may not be set from outside."
+        raise BundleError("OVERLAY_LITERAL", message, path=path, hint="Copy the bundle and change it there.")
+    place: Any = config
+    for part in parts:
+        place = _child(place, part)
+    unknown = key if place is _NOTHING else next(_unknown_keys(value, place, "::".join(parts)), None)
+    if unknown is not None:
+        hint = did_you_mean(str(unknown).replace("#", "::"), _keys(config))
+        hint = hint or f"Top-level keys: {', '.join(map(str, config))}."
+        raise BundleError("OVERRIDE_UNKNOWN", f"{name} has no key {unknown!r}.", path=path, hint=hint)
+
+
+def _child(place: Any, part: str) -> Any:
+    """What lies under a key or index of a nested config."""
+    if isinstance(place, list):
+        inside = part.isdecimal() and int(part) < len(place)
+        return place[int(part)] if inside else _NOTHING
+    return place.get(part, _NOTHING) if isinstance(place, Mapping) else _NOTHING
+
+
+def _unknown_keys(value: Any, known: Any, prefix: str) -> Iterator[str]:
+    """Keys of a new value that the old one lacks. A component may be replaced by another, with other arguments."""
+    if isinstance(value, Mapping) and isinstance(known, Mapping) and "_target_" not in value:
+        for key, item in value.items():
+            if known and key not in known:
+                yield f"{prefix}::{key}"
+            yield from _unknown_keys(item, known.get(key), f"{prefix}::{key}")
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:

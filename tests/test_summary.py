@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from accunet_monai.bundle import find_bundle, load_bundle
+from accunet_monai.bundle import find_bundle, load_bundle, read_manifest, verify_bundle, write_manifest
 from accunet_monai.errors import NetworkError
 from accunet_monai.networks import ACCUNet, save_network
 from accunet_monai.networks.checkpoint import read_weights
@@ -66,3 +66,17 @@ def test_weights_of_another_network_are_refused_and_nothing_changes(bundle: Path
     with pytest.raises(NetworkError, match="WEIGHTS_MISMATCH"):
         install_weights(bundle, other)
     assert (bundle / "models" / "model.safetensors").read_bytes() == before
+
+
+def test_the_manifest_is_renewed_with_the_weights(bundle: Path, trained: Path) -> None:
+    install_weights(bundle, trained)
+    assert read_manifest(bundle) is None  # none is made where there was none
+    write_manifest(bundle, mlflow_run="of the old weights")
+    other = ACCUNet(**load_bundle(bundle).network.config)
+    install_weights(
+        bundle, save_network(other, trained.with_name("other.safetensors"), {"mlflow_run": "abc"}), half=True
+    )
+    verify_bundle(bundle)
+    manifest = read_manifest(bundle)
+    assert manifest is not None
+    assert manifest.mlflow_run == "abc"

@@ -114,3 +114,63 @@ def test_overlays_with_wrong_keys_are_refused(tmp_path: Path, content: str | Non
         run_config("hippocampus_mri", "train", {}, (overlay,))
     assert caught.value.code == code
     assert str(overlay) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        ("max_epochs: 1\nmax_epochs: 2\n", "BUNDLE_INVALID", "there twice"),
+        ("max_epochs: [\n", "BUNDLE_INVALID", "plain data"),
+        ("max_epochs: !!python/object/apply:os.getcwd []\n", "BUNDLE_INVALID", "plain data"),
+        ("nested: {inner: {rte: 0.1}}\n", "OVERRIDE_UNKNOWN", "Did you mean 'nested::inner::rate'?"),
+        ("nested::inner::rte: 0.1\n", "OVERRIDE_UNKNOWN", "Did you mean 'nested::inner::rate'?"),
+        ("+nestd: {}\n", "OVERRIDE_UNKNOWN", "Did you mean 'nested'?"),
+        ("network_def::base_filters: 8\n", "OVERLAY_LITERAL", "network_def"),
+        ("network_def#base_filters: 8\n", "OVERLAY_LITERAL", "network_def"),
+        ("+postprocessing: {}\n", "OVERLAY_LITERAL", "postprocessing"),
+    ],
+)
+def test_overlays_that_are_not_what_they_should_be(content: str, code: str, said: str, bundle: Path) -> None:
+    overlay = bundle.parent / "overlay.yaml"
+    overlay.write_text(content, encoding="utf-8")
+    with pytest.raises(BundleError) as caught:
+        run_config(bundle, "train", {}, (overlay,))
+    assert caught.value.code == code
+    assert said in str(caught.value)
+    assert str(overlay) in str(caught.value)
+
+
+def test_an_overlay_of_another_kind_is_refused(bundle: Path) -> None:
+    overlay = bundle.parent / "overlay.txt"
+    overlay.write_text("max_epochs: 1\n", encoding="utf-8")
+    with pytest.raises(BundleError, match="neither JSON nor YAML"):
+        run_config(bundle, "train", {}, (overlay,))
+
+
+def test_overlays_may_set_nested_keys_and_extend_lists(bundle: Path) -> None:
+    overlay = bundle.parent / "overlay.yaml"
+    overlay.write_text("nested::inner::rate: 0.1\n+nested: {items: [4]}\n", encoding="utf-8")
+    assert seen(bundle, {}, overlay)[1:3] == [0.1, [4]]
+
+
+def test_literal_sections_are_not_overridden_and_nested_values_are_looked_through(bundle: Path) -> None:
+    for key, value, code in (
+        ("network_def", {}, "OVERLAY_LITERAL"),
+        ("inferer::roi_size", [4, 4], "OVERLAY_LITERAL"),
+        ("nested", {"inner": {"rte": 1}}, "OVERRIDE_UNKNOWN"),
+        ("nested::inner", {"rte": 1}, "OVERRIDE_UNKNOWN"),
+    ):
+        with pytest.raises(BundleError) as caught:
+            run_config(bundle, "train", {key: value})
+        assert caught.value.code == code
+
+
+def test_a_component_may_be_replaced_by_another_with_other_arguments(bundle: Path) -> None:
+    rate = {"_target_": "fractions.Fraction", "numerator": 1, "denominator": 4}
+    assert seen(bundle, {"nested": {"inner": {"rate": rate}, "items": []}})[1] == 0.25
+
+
+def test_a_config_that_is_no_plain_data_is_refused(bundle: Path) -> None:
+    (bundle / "configs" / "train.yaml").write_text("max_epochs: 1\nmax_epochs: 2\n", encoding="utf-8")
+    with pytest.raises(BundleError, match="'max_epochs' is there twice"):
+        run_config(bundle, "train", {})
