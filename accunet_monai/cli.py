@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="ACC-UNet for medical images: train, evaluate and run MONAI bundles. Not a medical device.",
 )
-bundle_app = typer.Typer(no_args_is_help=True, help="List, describe and convert bundles.")
+bundle_app = typer.Typer(no_args_is_help=True, help="List, describe, verify and convert bundles.")
 app.add_typer(bundle_app, name="bundle")
 
 console = Console()
@@ -111,28 +111,53 @@ def predict(
             help="A file or folder: NIfTI, MetaImage, NRRD, DICOM (folder or DICOMDIR); PNG or JPEG for a 2D bundle."
         ),
     ],
-    bundle: Annotated[str, typer.Option(help="Name of a shipped bundle, or a bundle's folder.")],
+    bundle: Annotated[
+        list[str], typer.Option(help="Name of a shipped bundle, or a bundle's folder; several are averaged.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the label maps.")] = Path("predictions"),
     overlay: Annotated[bool, typer.Option(help="Also write a picture of each result.")] = False,
-    weights: Annotated[Path | None, typer.Option(help="Weights to use instead of the bundle's.")] = None,
+    uncertainty: Annotated[bool, typer.Option(help="Also write a map of the network's uncertainty.")] = False,
+    measures: Annotated[bool, typer.Option(help="Also write volumes and more of each label as CSV and JSON.")] = False,
+    review: Annotated[bool, typer.Option(help="Also write one HTML page to look through all results.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Do again what an earlier run has done.")] = False,
+    ignore_contract: Annotated[
+        bool, typer.Option("--ignore-contract", help="Segment images that the bundle was not made for, too.")
+    ] = False,
+    explain: Annotated[bool, typer.Option(help="Only print the memory that each image will take.")] = False,
+    weights: Annotated[
+        list[Path] | None, typer.Option(help="Weights to use instead of the bundle's; several are averaged.")
+    ] = None,
     device: DeviceOption = None,
     output_format: Annotated[
         LabelFormat, typer.Option("--format", help="nifti, or seg: DICOM SEG, for DICOM series.")
     ] = LabelFormat.NIFTI,
 ) -> None:
-    """Segment files and DICOM series: one label map each, on its own grid. One that fails does not stop the others."""
+    """Segment files and DICOM series: one label map each, on its own grid. One that fails does not stop the others.
+
+    A run that was stopped goes on where it was when it is started again.
+    """
+    if explain:
+        from accunet_monai.batch import explain_memory
+
+        _guarded(explain_memory, source, bundle, console)
+        return
     from accunet_monai.batch import predict_files
 
     report = _guarded(
         predict_files,
         source,
-        bundle,
+        bundle[0] if len(bundle) == 1 else bundle,
         output,
-        overlay=overlay,
-        weights=weights,
+        weights=weights or None,
         device=device,
-        output_format=output_format.value,
         console=console,
+        output_format=output_format.value,
+        overlay=overlay,
+        uncertainty=uncertainty,
+        measures=measures,
+        review=review,
+        overwrite=overwrite,
+        ignore_contract=ignore_contract,
     )
     if report.failed:
         raise typer.Exit(1)
@@ -226,6 +251,58 @@ def install_command(
     console.print(f"written: {_guarded(install_weights, bundle, weights, half=half)}", highlight=False, soft_wrap=True)
 
 
+@bundle_app.command("manifest")
+def manifest_command(
+    bundle: BundleArgument,
+    mlflow_run: Annotated[str | None, typer.Option(help="Id of the MLflow run that made the weights.")] = None,
+    dataset_digest: Annotated[str | None, typer.Option(help="Digest of the data they were trained on.")] = None,
+) -> None:
+    """Write the bundle's manifest anew: size and sha256 of its files. For whoever vouches for the files."""
+    from accunet_monai.bundle import find_bundle, manifest_digest, write_manifest
+
+    folder = _guarded(find_bundle, bundle)
+    path = _guarded(write_manifest, folder, mlflow_run=mlflow_run, dataset_digest=dataset_digest)
+    console.print(
+        f"written: {path}\nsha256 of the manifest: {manifest_digest(folder)}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@bundle_app.command("verify")
+def verify_command(
+    bundle: BundleArgument,
+    digest: Annotated[
+        str | None, typer.Option(help="The sha256 that the manifest must have; stands for the whole bundle.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option(help="Ask for a manifest with all files, and for data only: no model.pt, no programs.")
+    ] = True,
+) -> None:
+    """Whether a bundle is as its manifest says and asks for no more than is allowed; nothing of it is run."""
+    from accunet_monai.bundle import find_bundle, load_bundle, verify_bundle
+
+    folder = _guarded(find_bundle, bundle)
+    found = _guarded(verify_bundle, folder, strict=strict, digest=digest)
+    _guarded(load_bundle, folder)  # the weights fit the network
+    console.print(
+        f"verified: {folder}\nsha256 of the manifest: {found or 'none'}", highlight=False, markup=False, soft_wrap=True
+    )
+
+
+@bundle_app.command("unpack")
+def unpack_command(
+    archive: Annotated[Path, typer.Argument(help="Zip file with one bundle in it.")],
+    folder: Annotated[Path, typer.Argument(help="The bundle's folder; made, must not exist.")],
+) -> None:
+    """Unpack a bundle that comes as a zip file, unless an entry would land elsewhere, link or fill the disk."""
+    from accunet_monai.bundle import unpack_bundle
+
+    path = _guarded(unpack_bundle, archive, folder)
+    console.print(f"written: {path}; next: accunet bundle verify {path}", highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command()
 def version() -> None:
     """The versions of this package and of what it stands on."""
@@ -266,7 +343,12 @@ def _overrides(pairs: list[str] | None) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise typer.BadParameter(f"expected KEY=VALUE, got {pair!r}")
-        values[key] = yaml.safe_load(value)
+        if key in values:
+            raise typer.BadParameter(f"{key!r} is set twice")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise typer.BadParameter(f"{pair!r} is not YAML ({' '.join(str(error).split())})") from error
         if isinstance(values[key], str):  # YAML 1.1 takes 1e-3 for text
             with contextlib.suppress(ValueError):
                 values[key] = float(values[key])

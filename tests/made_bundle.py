@@ -49,6 +49,23 @@ def write_metadata(bundle: Path, metadata: Any) -> Path:
     return path
 
 
+def without_contract(bundle: Path) -> Path:
+    """Lets a copied bundle take any image."""
+    metadata = read_metadata(bundle)
+    metadata.pop("input_contract", None)
+    write_metadata(bundle, metadata)
+    return bundle
+
+
+def without_cleaning(bundle: Path) -> Path:
+    """Leaves label maps as a copied bundle's network gives them: those of random weights are in many pieces."""
+    config = read_config(bundle, "inference")
+    steps = config["postprocessing"]["transforms"]
+    config["postprocessing"]["transforms"] = [step for step in steps if not step["_target_"].endswith("CleanLabelsd")]
+    write_config(bundle, "inference", config)
+    return bundle
+
+
 def picture_bundle(folder: Path, channels: int = 3) -> Path:
     """A bundle for colour (3 channels) or grey pictures with random weights and two labels, cell and rim."""
     bundle = folder / f"pictures_{channels}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -18,9 +19,11 @@ from accunet_monai.bundle import find_bundle, load_bundle
 from accunet_monai.cli import app
 from accunet_monai.volumes import Volume, read_label_map
 from tests import made_bundle
+from tests.batch.tiny import images, tiny_bundle
 from tests.volumes.nifti_as_dicom import write_series
 
 NAME = "hippocampus_mri"
+FORMATS = (("seg", ".dcm"), ("nifti", ".nii.gz"))
 
 
 def accunet(*arguments: object, status: int = 0) -> Result:
@@ -65,10 +68,54 @@ def test_predict_a_folder_with_a_bad_file(tmp_path: Path) -> None:
     assert f"[VOLUME_NOT_3D] {bad}: expected a 3D volume, found shape (10, 20, 18, 3)" in result.stdout
     assert f"{tmp_path / 'in' / '[broken].nii'}: " in result.stdout  # brackets in a path are no markup
     assert re.search(r"│ 1 +│ 2 +│", result.stdout)
-    assert sorted(path.name for path in output.iterdir()) == ["good_overlay.png", "good_seg.nii.gz"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "good_overlay.png", "good_seg.json", "good_seg.nii.gz", "predictions.json",
+    ]  # fmt: skip
     accunet("predict", good, "--bundle", NAME, "-o", tmp_path / "other", "--device", "cpu")
     again = read_label_map(tmp_path / "other" / "good_seg.nii.gz").array
     np.testing.assert_array_equal(again, read_label_map(output / "good_seg.nii.gz").array)
+
+
+def test_predict_writes_what_is_asked_for_and_averages_weights(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path)
+    images(tmp_path / "in", 2)
+    weights = bundle / "models" / "model.safetensors"
+    arguments = ("predict", tmp_path / "in", "--bundle", bundle, "--device", "cpu", "-o")
+    more = ("--uncertainty", "--measures", "--review", "--weights", weights, "--weights", weights)
+    assert re.search(r"│ 2 +│ 0 +│ 0 +│", accunet(*arguments, tmp_path / "out", *more).stdout)
+    assert re.search(r"│ 0 +│ 0 +│ 2 +│", accunet(*arguments, tmp_path / "out", *more).stdout)
+    assert re.search(r"│ 2 +│ 0 +│ 0 +│", accunet(*arguments, tmp_path / "out", *more, "--overwrite").stdout)
+    assert re.search(r"│ 2 +│ 0 +│ 0 +│", accunet(*arguments, tmp_path / "out").stdout)  # another model
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written >= {
+        "case_00_seg.nii.gz",
+        "case_00_uncertainty.nii.gz",
+        "measures.csv",
+        "measures.json",
+        "review.html",
+    }
+    shares = nib.load(tmp_path / "out" / "case_01_uncertainty.nii.gz")
+    assert shares.get_data_dtype() == np.uint8
+    expected = load_bundle(bundle, [weights, weights]).predict(tmp_path / "in" / "case_01.nii.gz", uncertainty=True)
+    assert expected.uncertainty is not None
+    np.testing.assert_allclose(shares.get_fdata(), expected.uncertainty, atol=0.003)
+    np.testing.assert_array_equal(shares.affine, nib.load(tmp_path / "in" / "case_01.nii.gz").affine)
+    averaged = accunet(*arguments, tmp_path / "both", "--bundle", bundle)
+    assert re.search(r"│ 2 +│ 0 +│ 0 +│", averaged.stdout)
+
+
+def test_predict_explains_and_refuses_unless_told_otherwise(tmp_path: Path) -> None:
+    rule = {"quantity": "spacing_mm", "range": [2, 3], "otherwise": "refuse"}
+    bundle = tiny_bundle(tmp_path, {"rules": [rule]})
+    (path,) = images(tmp_path / "in", 1)
+    arguments = ("predict", path, "--bundle", bundle, "-o", tmp_path / "out", "--device", "cpu")
+    assert "16 × 16 × 4" in accunet(*arguments, "--explain").stdout
+    assert not (tmp_path / "out").exists()
+    refused = accunet(*arguments, status=1).stdout
+    assert f"failed [INPUT_CONTRACT] {path}: " in refused
+    assert "spacing_mm is 1 × 1 × 1, expected 2 to 3" in refused
+    forced = accunet(*arguments, "--ignore-contract").stdout
+    assert f"flagged {path}: the bundle was not made for it: spacing_mm is" in forced
 
 
 def test_series_prints_what_is_there_and_why_it_would_be_refused(tmp_path: Path) -> None:
@@ -93,7 +140,7 @@ def test_predict_writes_dicom_seg_on_request(tmp_path: Path) -> None:
     arguments = ("predict", tmp_path / "in", "--bundle", NAME, "--device", "cpu", "-o")
     accunet(*arguments, tmp_path / "seg", "--format", "seg")
     accunet(*arguments, tmp_path / "nifti")
-    (seg,), (nifti,) = ([*(tmp_path / name).iterdir()] for name in ("seg", "nifti"))
+    (seg,), (nifti,) = ([*(tmp_path / name).glob(f"*_seg{ending}")] for name, ending in FORMATS)
     assert dcmread(seg).Modality == "SEG"
     assert seg.name.removesuffix(".dcm") == nifti.name.removesuffix(".nii.gz")
     for source in (seg, seg.parent):  # DICOM, but nothing to segment

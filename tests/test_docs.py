@@ -43,7 +43,8 @@ def test_training_page_runs_and_leaves_what_it_says(tmp_path: Path) -> None:
     for file in ("best.safetensors", "last.safetensors", "evaluation/cases.csv"):
         assert (runs / "hippocampus_mri" / file).is_file(), file
     assert len(list((runs / "hippocampus_mri" / "predictions").glob("*.nii.gz"))) == 1
-    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == ["crop_overlay.png", "crop_seg.nii.gz"]
+    written = sorted(path.name for path in (tmp_path / "predictions").iterdir())
+    assert written == ["crop_overlay.png", "crop_seg.json", "crop_seg.nii.gz", "predictions.json"]
     assert (runs / "fast_dev" / "best.safetensors").is_file()
     assert (tmp_path / "elsewhere.db").is_file()
     # MONAI's command three times, accunet's twice up to the Python block; all have ended

@@ -26,7 +26,8 @@ def test_readme_runs(tmp_path: Path) -> None:
     assert (runs / "best.safetensors").is_file()
     assert (runs / "evaluation" / "cases.csv").read_text().startswith("case,anterior hippocampus,posterior hippocampus")
     assert len(list((runs / "predictions").glob("*.nii.gz"))) == 1
-    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == ["crop_overlay.png", "crop_seg.nii.gz"]
+    written = sorted(path.name for path in (tmp_path / "predictions").iterdir())
+    assert written == ["crop_overlay.png", "crop_seg.json", "crop_seg.nii.gz", "predictions.json"]
 
 
 def test_nothing_in_the_readme_is_skipped() -> None:

@@ -1,240 +1,258 @@
-"""Segment files and DICOM series: label maps and pictures out, failures reported and passed over."""
+"""A run: what is found at a source, segmented with a bundle, into a folder that a later run goes on with."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
-from accunet_monai.bundle import Prediction, Predictor, find_images, load_bundle, read_literal_sections
-from accunet_monai.errors import AccunetError, BundleError, SeriesError
+from accunet_monai import __version__
+from accunet_monai.batch.measures import measure, write_measures
+from accunet_monai.batch.page import PAGE, write_page
+from accunet_monai.batch.pipeline import overlapped
+from accunet_monai.batch.planes import as_volume
+from accunet_monai.batch.records import Record, Records
+from accunet_monai.batch.report import BatchReport, title
+from accunet_monai.batch.results import OutputFormat, ResultWriter
+from accunet_monai.batch.sources import Source, content_digest, find_sources, source_key
+from accunet_monai.bundle import Prediction, Predictor, Work, load_bundle
+from accunet_monai.errors import AccunetError, BundleError
 from accunet_monai.volumes import (
-    VOLUME_ENDINGS,
+    PlaneStack,
     Series,
     Volume,
-    contact_sheet,
-    find_series,
-    is_dicom,
+    read_planes,
     read_series,
     read_volume,
-    render_overlay,
     series_name,
     volume_stem,
-    write_label_map,
-    write_label_picture,
 )
-from accunet_monai.volumes.atomic import atomic_output
-from accunet_monai.volumes.dicom_seg import write_seg
 from accunet_monai.volumes.dicom_source import PROVENANCE_KEY
-from accunet_monai.volumes.segments import SegmentTable, read_segments
 
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
-SEGMENTS = Path("configs") / "segments.yaml"
-
-DAMAGED = ("DICOM_UNREADABLE", "PIXEL_TOO_LARGE", "FILE_MISSING")
-"""Codes of skipped DICOM files that are reported as failures: each might have been a slice of one of the series."""
-
-OutputFormat = Literal["nifti", "seg"]
-Source = Path | Series
+PathLike = str | os.PathLike[str]
 
 
-@dataclass
-class BatchReport:
-    """What became of each file and series.
+@dataclass(frozen=True)
+class PredictOptions:
+    """What a run writes, and how it deals with what is there.
 
-    Attributes:
-        written: source → label map.
-        failed: source → the error that stopped it.
+    Args:
+        output_format: ``"nifti"``, or ``"seg"`` for DICOM SEG, which a DICOM series can have when the bundle has a
+            ``configs/segments.yaml``. Pictures get PNG.
+        overlay: also write ``NAME_overlay.png``.
+        uncertainty: also write ``NAME_uncertainty``: the entropy of the probabilities, 0 to 1, on the image's grid.
+        measures: also write ``measures.csv`` and ``measures.json``.
+        review: also write ``review.html``.
+        overwrite: do again what an earlier run has done.
+        ignore_contract: segment what the bundle's input contract refuses; the records say so.
     """
 
-    written: dict[Source, Path] = field(default_factory=dict)
-    failed: dict[Source, AccunetError] = field(default_factory=dict)
+    output_format: OutputFormat = "nifti"
+    overlay: bool = False
+    uncertainty: bool = False
+    measures: bool = False
+    review: bool = False
+    overwrite: bool = False
+    ignore_contract: bool = False
+
+    @property
+    def takes_planes(self) -> bool:
+        """Whether results can be written of planes that are no grid: only DICOM SEG can say where each plane lies."""
+        return self.output_format == "seg" and not self.uncertainty
+
+    @property
+    def kinds(self) -> set[str]:
+        """What is wanted beside the label map."""
+        return {name for name in ("overlay", "uncertainty", "measures", "review") if getattr(self, name)}
 
 
 def predict_files(
-    source: str | os.PathLike[str],
-    bundle: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    source: PathLike,
+    bundle: PathLike | Sequence[PathLike],
+    output: PathLike,
     *,
-    overlay: bool = False,
-    weights: str | os.PathLike[str] | None = None,
+    weights: PathLike | Sequence[PathLike] | None = None,
     device: str | None = None,
-    output_format: OutputFormat = "nifti",
     console: Console | None = None,
+    **options: Any,
 ) -> BatchReport:
     """Segment ``source`` with a bundle; each label map is ``output/NAME_seg`` on the image's own grid.
+
+    Beside each label map ``NAME_seg.json`` says what it was made from. A source whose content, model and options are
+    those of its record is not segmented again as long as its results are unchanged. ``predictions.json`` lists all
+    sources with what became of them.
 
     Args:
         source: a file; or a folder, whose NIfTI, MetaImage and NRRD files are taken (not those of its subfolders) and
             each DICOM series below it at any depth; or a DICOMDIR.
-        bundle: a shipped bundle's name or a bundle's folder.
+        bundle: a shipped bundle's name or a bundle's folder; of several the probabilities are averaged.
         output: folder for the results; not the source folder, where results would be taken for images next time.
-        overlay: also write ``NAME_overlay.png``.
-        weights: instead of the bundle's.
+        weights: instead of the bundle's; of several the probabilities are averaged.
         device: where the network runs; by default cuda when there is one.
-        output_format: ``"nifti"``, or ``"seg"`` for DICOM SEG, which a DICOM series can have when the bundle has a
-            ``configs/segments.yaml``. Pictures get PNG.
         console: where progress and summary are printed.
+        options: fields of :class:`PredictOptions`.
 
     Raises:
         BundleError: when nothing can be done at all; what concerns one file or series is in the report.
     """
     import torch
 
-    console = console or Console()
+    console, wanted = console or Console(), PredictOptions(**options)
     predictor = load_bundle(bundle, weights, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    writer = _Writer(predictor, Path(output), output_format, overlay)
+    writer = ResultWriter(predictor, wanted.output_format, wanted.kinds)
     report = BatchReport()
-    sources = _sources(Path(source), predictor, report)
+    sources = find_sources(Path(source), predictor, report, planes=wanted.takes_planes)
+    folder = Path(output)
     inputs = {Path(source).resolve()} | {item.parent.resolve() for item in sources if isinstance(item, Path)}
-    if writer.folder.resolve() in inputs:
-        message = "results would lie among the images."
-        raise BundleError("OUTPUT_TAKEN", message, path=writer.folder, hint="Use another --output.")
-    for item in track(sources, "segmenting", console=console, transient=True):
-        try:
-            report.written[item] = writer.segment(item, taken=report.written)
-        except AccunetError as error:
-            report.failed[item] = error
-        except Exception as error:  # whatever it is, the other files go on
-            path = item if isinstance(item, Path) else None
-            report.failed[item] = BundleError("PREDICT_FAILED", f"{type(error).__name__}: {error}", path=path)
-    _print_report(report, console)
+    if folder.resolve() in inputs:
+        raise BundleError(
+            "OUTPUT_TAKEN", "results would lie among the images.", path=folder, hint="Use another --output."
+        )
+    stages = _Stages(predictor, writer, Records(folder), wanted)
+    outcomes = overlapped(sources, stages.read, stages.compute, stages.write)
+    for item, outcome in track(outcomes, "segmenting", total=len(sources), console=console, transient=True):
+        if isinstance(outcome, Exception):
+            report.failed[item] = _as_error(item, outcome)
+            continue
+        record, fresh = outcome
+        report.records[item] = record
+        (report.written if fresh else report.skipped)[item] = folder / record.label_map
+    _write_summaries(report, folder, predictor, wanted)
+    report.print(console)
     return report
 
 
-def write_overlay(prediction: Prediction, path: Path, title: str, labels: dict[int, str]) -> Path:
-    """Write a picture of a prediction: a contact sheet of a volume, or the coloured picture."""
-    if isinstance(prediction.image, Volume):
-        image = prediction.image.reoriented("RAS")
-        label_map = Volume(prediction.label_map, prediction.image.affine_ras).reoriented("RAS")
-        return contact_sheet(image.array, label_map.array, path, spacing=image.spacing, title=title, label_names=labels)
-    from PIL import Image
+@dataclass
+class _Case:
+    """One source on its way."""
 
-    picture = prediction.image
-    pixels = render_overlay(picture[0] if len(picture) == 1 else np.moveaxis(picture, 0, -1), prediction.label_map)
-    with atomic_output(path) as file:
-        Image.fromarray(pixels).save(file, "PNG")
-    return path
+    source: Source
+    name: str
+    input_sha256: str
+    work: Work
+    planes: PlaneStack | None = None
 
 
-class _Writer:
-    """A bundle with the place and the format of its results."""
+class _Stages:
+    """The three stages of a run; each is called from one thread only."""
 
-    def __init__(self, predictor: Predictor, folder: Path, output_format: OutputFormat, overlay: bool) -> None:
+    def __init__(self, predictor: Predictor, writer: ResultWriter, records: Records, options: PredictOptions) -> None:
         self.predictor = predictor
-        self.folder = folder
-        self.overlay = overlay
-        self.segments = _segment_table(predictor) if output_format == "seg" else None
+        self.writer = writer
+        self.records = records
+        self.options = options
+        self._names: dict[str, Source] = {}
 
-    def segment(self, source: Source, taken: dict[Source, Path]) -> Path:
-        """Segments one source and writes its label map."""
+    def read(self, source: Source) -> _Case | Record:
+        """The preprocessed image, or the record of what is done already."""
+        digest = content_digest(source)
+        done = None if self.options.overwrite else self._done(source, digest)
+        if done is not None:
+            self._claim(done.label_map, source)
+            return done
+        planes = None
         if self.predictor.takes_pictures and isinstance(source, Path):
             image: Path | Volume = source
-            name, ending = source.stem, ".png"
+            name = source.stem
+        elif isinstance(source, Series) and source.problem is not None:
+            planes = read_planes(source)
+            image = as_volume(planes, self.predictor, source.problem.code)
+            name = series_name(planes.provenance[PROVENANCE_KEY])
         else:
-            image = read_series(source) if isinstance(source, Series) else read_volume(source)
-            dicom = image.provenance.get(PROVENANCE_KEY)
-            if self.segments is not None and dicom is None:
-                message = "DICOM SEG refers to DICOM images, and this is none."
-                raise BundleError("SEG_NO_SOURCE", message, path=image.provenance.get("path"), hint="Use NIfTI.")
-            name = volume_stem(str(source)) if dicom is None else series_name(dicom)
-            ending = ".nii.gz" if self.segments is None else ".dcm"
-        target = self.folder / f"{name}_seg{ending}"
-        earlier = next((_title(other) for other, written in taken.items() if written == target), None)
-        if earlier is not None:
+            image, name = self._volume(source)
+        work = self.predictor.prepare(image, ignore_contract=self.options.ignore_contract)
+        self._claim(f"{name}_seg{self._ending}", source)
+        return _Case(source, name, digest, work, planes)
+
+    def compute(self, case: _Case | Record) -> _Case | Record:
+        """Runs the network."""
+        if isinstance(case, _Case):
+            self.predictor.infer(case.work, uncertainty=self.options.uncertainty)
+        return case
+
+    def write(self, case: _Case | Record) -> tuple[Record, bool]:
+        """The record of a source, and whether it was made now."""
+        if isinstance(case, Record):
+            return case, False
+        prediction = self.predictor.finish(case.work)
+        breaches = prediction.breaches
+        facts = {
+            "source": source_key(case.source),
+            "title": title(case.source),
+            "input_sha256": case.input_sha256,
+            "model_sha256": self.predictor.digest,
+            "options": self.writer.options,
+            "contract": {
+                "breaches": [str(breach) for breach in breaches],
+                "ignored": any(breach.otherwise == "refuse" for breach in breaches),
+            },
+            "measures": self._measures(prediction, case.planes) if self.options.measures else None,
+        }
+        return self.records.write(case.name, self.writer.writers(case.name, prediction, case.planes), facts), True
+
+    def _measures(self, prediction: Prediction, planes: PlaneStack | None) -> list[dict[str, Any]]:
+        rows = measure(prediction, self.predictor.labels)
+        return rows if planes is None else [{**row, "volume_ml": None} for row in rows]  # unknown between planes
+
+    def _done(self, source: Source, digest: str) -> Record | None:
+        wanted = {"label_map"} | self.options.kinds
+        model = self.predictor.digest
+        record = self.records.find_done(source_key(source), digest, model, self.writer.options, wanted)
+        refused = record is not None and record.contract["ignored"] and not self.options.ignore_contract
+        return None if refused else record
+
+    def _volume(self, source: Source) -> tuple[Volume, str]:
+        image = read_series(source) if isinstance(source, Series) else read_volume(source)
+        dicom = image.provenance.get(PROVENANCE_KEY)
+        if self.options.output_format == "seg" and dicom is None:
+            message = "DICOM SEG refers to DICOM images, and this is none."
+            raise BundleError("SEG_NO_SOURCE", message, path=image.provenance.get("path"), hint="Use NIfTI.")
+        return image, volume_stem(str(source)) if dicom is None else series_name(dicom)
+
+    @property
+    def _ending(self) -> str:
+        if self.predictor.takes_pictures:
+            return ".png"
+        return ".dcm" if self.options.output_format == "seg" else ".nii.gz"
+
+    def _claim(self, file: str, source: Source) -> None:
+        earlier = self._names.setdefault(file, source)
+        if earlier is not source:
             path = source if isinstance(source, Path) else None
-            raise BundleError("OUTPUT_TAKEN", f"its label map would replace that of {earlier}.", path=path)
-        prediction = self.predictor.predict(image)
-        self._write(target, prediction)
-        if self.overlay:
-            write_overlay(prediction, self.folder / f"{name}_overlay.png", name, self.predictor.labels)
-        return target
-
-    def _write(self, target: Path, prediction: Prediction) -> None:
-        if not isinstance(prediction.image, Volume):
-            write_label_picture(target, prediction.label_map)
-        elif self.segments is not None:
-            write_seg(target, prediction.label_map, prediction.image, self.segments)
-        else:
-            description = f"accunet-monai {self.predictor.bundle.name} {self.predictor.metadata.get('version', '')}"
-            write_label_map(target, prediction.label_map, prediction.image, description=description)
+            raise BundleError("OUTPUT_TAKEN", f"its label map would replace that of {title(earlier)}.", path=path)
 
 
-def _sources(path: Path, predictor: Predictor, report: BatchReport) -> Sequence[Source]:
-    """What is to be segmented; series that cannot be and damaged files go into the report.
-
-    Raises:
-        BundleError: ``INPUT_MISSING`` or ``INPUT_EMPTY``.
-    """
-    if predictor.takes_pictures:
-        return find_images(path, PICTURE_ENDINGS)
-    if not is_dicom(path) or (path / "imagesTr").is_dir():
-        return find_images(path, VOLUME_ENDINGS)
-    found = find_series(path)
-    for skipped in found.skipped:
-        if skipped.code in DAMAGED and not skipped.path.name.lower().endswith(VOLUME_ENDINGS):
-            report.failed[skipped.path] = SeriesError(skipped.code, skipped.reason, path=skipped.path)
-    report.failed |= {series: series.problem for series in found if series.problem is not None}
-    readable = [series for series in found if series.problem is None]
-    try:
-        files = find_images(path, VOLUME_ENDINGS) if path.is_dir() else ()
-    except BundleError:  # a folder of DICOM alone
-        files = ()
-    if not files and not readable and not report.failed:
-        reason = f"; the first of {len(found.skipped)} files: {found.skipped[0].reason}" if found.skipped else ""
-        raise BundleError("INPUT_EMPTY", f"there is no image or series to segment{reason}.", path=path)
-    return [*files, *readable]
+def _as_error(source: Source, error: Exception) -> AccunetError:
+    """Errors on purpose as they are; whatever else it is, the other files have gone on."""
+    if isinstance(error, AccunetError):
+        return error
+    path = source if isinstance(source, Path) else None
+    return BundleError("PREDICT_FAILED", f"{type(error).__name__}: {error}", path=path)
 
 
-def _segment_table(predictor: Predictor) -> SegmentTable:
-    """What the bundle's labels mean, with the digests of the weights and of the configuration that are run.
-
-    Raises:
-        BundleError: ``BUNDLE_NO_SEGMENTS``, or ``BUNDLE_PICTURES`` for a bundle of pictures.
-        VolumeError: ``SEGMENTS_INVALID``.
-    """
-    path = predictor.bundle / SEGMENTS
-    if predictor.takes_pictures:
-        raise BundleError("BUNDLE_PICTURES", "pictures have no DICOM SEG.", path=predictor.bundle)
-    if not path.is_file():
-        message = "the bundle does not say what its labels mean in DICOM."
-        raise BundleError("BUNDLE_NO_SEGMENTS", message, path=path, hint="Add it, or write NIfTI.")
-    table = read_segments(path)
-    config = json.dumps(read_literal_sections(predictor.bundle), sort_keys=True)
-    algorithm = replace(
-        table.algorithm,
-        weights_sha256=hashlib.sha256(predictor.weights.read_bytes()).hexdigest(),
-        config_sha256=hashlib.sha256(config.encode()).hexdigest(),
-    )
-    return replace(table, algorithm=algorithm)
-
-
-def _title(source: Source) -> str:
-    if isinstance(source, Path):
-        return str(source)
-    return "".join(letter if letter.isprintable() else "?" for letter in source.describe())
-
-
-def _print_report(report: BatchReport, console: Console) -> None:
-    for source, error in report.failed.items():
-        where = "" if error.path is not None and error.path == _title(source) else f"{_title(source)}: "
-        console.print(f"[red]failed[/red] {escape(where + str(error))}", highlight=False, soft_wrap=True)
-    for source, path in report.written.items():
-        if isinstance(source, Series):  # its result has another name
-            console.print(escape(f"{path.name}: {_title(source)}"), highlight=False, soft_wrap=True)
-    table = Table("label maps written", "failed")
-    table.add_row(str(len(report.written)), str(len(report.failed)))
-    console.print(table)
-    if report.written:
-        folder = next(iter(report.written.values())).parent
-        console.print(f"in {folder}", highlight=False, soft_wrap=True, markup=False)
+def _write_summaries(report: BatchReport, folder: Path, predictor: Predictor, options: PredictOptions) -> None:
+    """What concerns the whole run."""
+    run = {
+        "package": f"accunet-monai {__version__}",
+        "bundle": predictor.bundle.name,
+        "version": str(predictor.metadata.get("version", "")),
+        "model_sha256": predictor.digest,
+        "networks": len(predictor.members),
+        "options": asdict(options),
+    }
+    report.write(folder, run)
+    if options.measures:
+        rows = [
+            {"source": record.title, "result": record.label_map, **row}
+            for record in report.records.values()
+            for row in record.measures or ()
+        ]
+        write_measures(folder, rows)
+    if options.review:
+        cases = [folder / record.outputs["review"]["file"] for record in report.records.values()]
+        write_page(folder / PAGE, cases, f"{predictor.bundle.name}: {len(cases)} results")

@@ -27,7 +27,7 @@ def find_bundle(name_or_path: str | os.PathLike[str]) -> Path:
     """Folder of a bundle, given by its path or by the name of a shipped one.
 
     Raises:
-        BundleError: ``BUNDLE_UNKNOWN``, naming what there is.
+        BundleError: ``BUNDLE_UNKNOWN``, naming what there is, or ``BUNDLE_ARCHIVE`` for a zip file.
     """
     given = Path(name_or_path)
     shipped = {path.name: path for path in list_bundles()}
@@ -35,6 +35,11 @@ def find_bundle(name_or_path: str | os.PathLike[str]) -> Path:
         return given.resolve()
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
+    if given.suffix.lower() == ".zip" and given.is_file():
+        hint = f"Unpack it: accunet bundle unpack {given} FOLDER"
+        raise BundleError(
+            "BUNDLE_ARCHIVE", "a bundle is opened from its folder, not from an archive.", path=given, hint=hint
+        )
     raise BundleError(
         "BUNDLE_UNKNOWN",
         "neither a bundle's folder (with configs/metadata.json) nor the name of a shipped bundle.",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from accunet_monai.bundle.arguments import PREPROCESSING, check_arguments
+from accunet_monai.bundle.plain import read_plain
 from accunet_monai.errors import BundleError
 
 LITERAL_SECTIONS = ("network_def", "preprocessing", "inferer", "postprocessing")
@@ -26,6 +25,7 @@ ALLOWED_TARGETS = frozenset(
         "accunet_monai.transforms.WindowCTd",
         "accunet_monai.transforms.ZScoreForegroundd",
         "accunet_monai.transforms.ClipPercentilesd",
+        "accunet_monai.transforms.CleanLabelsd",
         "monai.inferers.SimpleInferer",
         "monai.inferers.SlidingWindowInferer",
         "monai.networks.nets.BasicUNet",
@@ -45,22 +45,22 @@ ALLOWED_TARGETS = frozenset(
         "monai.transforms.Identityd",
     }
 )
-"""What the literal sections may build. All are plain computations on their arguments."""
+"""What the literal sections may build: plain computations on their arguments, which are on a list of their own."""
 
 
 def read_metadata(bundle: Path) -> dict[str, Any]:
     """The bundle's ``configs/metadata.json``.
 
     Raises:
-        BundleError: ``BUNDLE_INVALID`` when it is missing, no JSON object, or lacks the input ``image`` or the output
-            ``pred`` with its ``channel_def``.
+        BundleError: ``BUNDLE_INVALID`` when it is missing, no plain JSON object, or lacks the input ``image`` or the
+            output ``pred`` with its ``channel_def``; ``BUNDLE_LINK``.
     """
     path = bundle / "configs" / "metadata.json"
+    metadata = read_plain(path, within=bundle)
     try:
-        metadata: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         tensors = metadata["network_data_format"]
         dict(tensors["inputs"]["image"]), [int(channel) for channel in tensors["outputs"]["pred"]["channel_def"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BundleError("BUNDLE_INVALID", f"no usable metadata ({error!r}).", path=path) from error
     return metadata
 
@@ -77,30 +77,36 @@ def read_literal_sections(bundle: Path) -> dict[str, Any]:
     """The literal sections of the bundle's ``configs/inference.yaml`` (or ``.json``), checked.
 
     Raises:
-        BundleError: ``BUNDLE_INVALID`` (missing, unreadable, YAML aliases), ``BUNDLE_EXPRESSION`` (a ``$`` expression,
-            ``%`` macro or ``_mode_`` in a literal section) or ``BUNDLE_TARGET`` (a ``_target_`` not on the allow-list).
+        BundleError: ``BUNDLE_INVALID`` (missing, or no plain data), ``BUNDLE_LINK``, ``BUNDLE_EXPRESSION`` (a ``$``
+            expression, ``%`` macro, ``_mode_`` or foreign reference in a literal section), ``BUNDLE_TARGET`` (a
+            ``_target_`` not on the allow-list) or ``BUNDLE_ARGUMENT`` (an argument unknown or out of bounds).
     """
-    candidates = [bundle / "configs" / f"inference{ending}" for ending in (".yaml", ".yml", ".json")]
-    path = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
-    try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506 (it is a SafeLoader)
-        sections = {name: config[name] for name in LITERAL_SECTIONS if name != "postprocessing" or config.get(name)}
-        for section in sections.values():
-            section["_target_"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BundleError("BUNDLE_INVALID", f"no usable inference config ({error!r}).", path=path) from error
+    path = config_file(bundle, "inference")
+    sections = literal_sections(read_plain(path, within=bundle), path)
     for name, section in sections.items():
         _check_literal(section, name, path)
+        check_arguments(section, name, path)
     return sections
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: with them a small file can stand for an endless or enormous config."""
+def config_file(bundle: Path, name: str) -> Path:
+    """Path of a config of the bundle, whether YAML or JSON; that of the YAML file when there is none."""
+    candidates = [bundle / "configs" / f"{name}{ending}" for ending in (".yaml", ".yml", ".json")]
+    return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not allowed")
-        return super().compose_node(parent, index)
+
+def literal_sections(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The literal sections of a config as they stand there; ``postprocessing`` may be missing.
+
+    Raises:
+        BundleError: ``BUNDLE_INVALID`` when another one is missing, or one is no component.
+    """
+    found = {name: config.get(name) for name in LITERAL_SECTIONS}
+    sections = {name: section for name, section in found.items() if section or name != "postprocessing"}
+    for name, section in sections.items():
+        if not isinstance(section, Mapping) or "_target_" not in section:
+            raise BundleError("BUNDLE_INVALID", f"{name} is missing or has no _target_.", path=path)
+    return sections
 
 
 def _check_literal(value: Any, where: str, path: Path) -> None:
@@ -122,10 +128,8 @@ def _check_literal(value: Any, where: str, path: Path) -> None:
             _check_literal(item, f"{where}[{index}]", path)
     elif isinstance(value, str) and value.startswith(("$", "%")):
         raise BundleError("BUNDLE_EXPRESSION", f"{where}: {value!r} is an expression or macro.", path=path)
-    elif isinstance(value, str) and value.startswith("@"):
-        section = value[1:].split("::")[0].split("#")[0]
-        if section not in LITERAL_SECTIONS:
-            message = f"{where}: {value!r} refers to outside the literal sections."
-            raise BundleError("BUNDLE_EXPRESSION", message, path=path)
+    elif isinstance(value, str) and value.startswith("@") and value != PREPROCESSING:
+        message = f"{where}: {value!r} is a reference, and the only one allowed is {PREPROCESSING!r}."
+        raise BundleError("BUNDLE_EXPRESSION", message, path=path)
     elif not isinstance(value, str | int | float | None):
         raise BundleError("BUNDLE_EXPRESSION", f"{where}: a {type(value).__name__} is not allowed here.", path=path)

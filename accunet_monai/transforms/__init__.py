@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from accunet_monai.transforms.intensity import ClipPercentilesd, WindowCTd, ZScoreForegroundd
 from accunet_monai.transforms.io import LoadLabelMapd, LoadPictured, LoadVolumed, SaveLabelMapd
+from accunet_monai.transforms.postprocessing import CleanLabelsd
 from accunet_monai.transforms.spatial import OrientVolumed, ResampleVolumed
 
 __all__ = [
+    "CleanLabelsd",
     "ClipPercentilesd",
     "LoadLabelMapd",
     "LoadPictured",

@@ -92,9 +92,19 @@ def read_itk(path: PathLike) -> tuple[npt.NDArray[Any], Grid]:
         raise _unreadable(source, error) from error
     values: npt.NDArray[Any] = SimpleITK.GetArrayFromImage(image).T
     digest = hashlib.sha256()
-    for file in dict.fromkeys((source, layout.data_file)):
+    for file in itk_files(source):
         digest.update(file.read_bytes())
     return values, Grid(grid.shape, grid.affine_ras, {**grid.provenance, "sha256": digest.hexdigest()})
+
+
+def itk_files(path: PathLike) -> tuple[Path, ...]:
+    """The files that an image is made of: its header's, and the one with its voxels where they lie apart.
+
+    Raises:
+        VolumeError: as :func:`read_itk`, as far as the header's text shows it.
+    """
+    source = Path(path)
+    return tuple(dict.fromkeys((source, _layout(source).data_file)))
 
 
 def read_itk_grid(path: PathLike) -> Grid:

@@ -14,8 +14,7 @@ import SimpleITK
 from PIL import Image
 from rich.console import Console
 
-from accunet_monai import batch
-from accunet_monai.batch import predict_files
+from accunet_monai.batch import predict_files, results
 from accunet_monai.bundle import find_bundle, load_bundle
 from accunet_monai.errors import BundleError
 from accunet_monai.volumes import Series, Volume, read_label_map, read_series, read_volume, series_name
@@ -25,6 +24,9 @@ from tests.volumes.made import oblique
 from tests.volumes.nifti_as_dicom import write_series
 
 NAME = "hippocampus_mri"
+OBLIQUE = oblique() @ np.diag([1 / 0.9, 1 / 1.1, 1 / 2.5, 1])
+"""Voxels of 1 mm, as the bundle wants them."""
+
 REFUSED = {
     "corrupt.nii.gz": "NIFTI_UNREADABLE",
     "empty.nii": "NIFTI_EMPTY",
@@ -79,7 +81,8 @@ def test_bad_files_are_reported_and_the_others_are_segmented(tmp_path: Path) -> 
         assert f"[{error.code}]" in lines[0]
         assert error.message in lines[0]
     assert sorted(path.name for path in output.iterdir()) == [
-        "a[good]_overlay.png", "a[good]_seg.nii.gz", "z.good_overlay.png", "z.good_seg.nii.gz",
+        "a[good]_overlay.png", "a[good]_seg.json", "a[good]_seg.nii.gz", "predictions.json",
+        "z.good_overlay.png", "z.good_seg.json", "z.good_seg.nii.gz",
     ]  # fmt: skip
     predictor = load_bundle(NAME)
     for image, label_map in report.written.items():
@@ -114,14 +117,14 @@ def test_two_files_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None
 def test_what_nobody_thought_of_stops_one_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         made_bundle.save_volume(tmp_path / "in" / f"{name}.nii", made_bundle.made_volume(0)[0])
-    write = batch.write_label_map
+    write = results.write_label_map
 
     def full_disk(path: Path, *args: object, **kwargs: object) -> object:
         if path.name.startswith("a_"):
             raise OSError("No space left on device")
         return write(path, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batch, "write_label_map", full_disk)
+    monkeypatch.setattr(results, "write_label_map", full_disk)
     report = predict_files(tmp_path / "in", NAME, tmp_path / "out", device="cpu", console=recorded()[0])
     (error,) = report.failed.values()
     assert (error.code, error.path) == ("PREDICT_FAILED", str(tmp_path / "in" / "a.nii"))
@@ -184,7 +187,7 @@ def test_real_dicom_gets_the_label_map_of_its_nifti_twin(test_data: Path, tmp_pa
 
 
 def test_seg_and_nifti_of_a_series_say_the_same(tmp_path: Path) -> None:
-    image = Volume(made_bundle.made_volume(0)[0], oblique())
+    image = Volume(made_bundle.made_volume(0)[0], OBLIQUE)
     write_series(tmp_path / "in" / "deep" / "er", image)
     arguments = {"overlay": True, "device": "cpu", "console": recorded()[0]}
     (nifti,) = predict_files(tmp_path / "in", NAME, tmp_path / "nifti", **arguments).written.values()  # type: ignore[arg-type]
@@ -210,9 +213,9 @@ def test_nifti_and_dicom_in_one_folder_and_what_is_refused_of_them(tmp_path: Pat
     image = made_bundle.made_volume(0)[0]
     source = tmp_path / "in"
     made_bundle.save_volume(source / "a.nii.gz", image)
-    write_series(source / "good", Volume(image, oblique()), "good")
+    write_series(source / "good", Volume(image, OBLIQUE), "good")
     gap = source / "gap"
-    write_series(gap, Volume(image, oblique()), "gap")
+    write_series(gap, Volume(image, OBLIQUE), "gap")
     by_depth = sorted(gap.iterdir(), key=lambda path: pydicom.dcmread(path).ImagePositionPatient[2])
     by_depth[5].unlink()
     (source / "notes.txt").write_text("not an image", encoding="utf-8")
@@ -233,7 +236,7 @@ def test_nifti_and_dicom_in_one_folder_and_what_is_refused_of_them(tmp_path: Pat
 
 
 def test_a_damaged_file_of_a_series_is_a_failure_and_the_output_is_not_the_input(tmp_path: Path) -> None:
-    write_series(tmp_path / "in", Volume(made_bundle.made_volume(0)[0], oblique()))
+    write_series(tmp_path / "in", Volume(made_bundle.made_volume(0)[0], OBLIQUE))
     last = tmp_path / "in" / "000"
     last.write_bytes(last.read_bytes()[:400])
     report = predict_files(tmp_path / "in", NAME, tmp_path / "out", device="cpu", console=recorded()[0])
@@ -246,7 +249,7 @@ def test_a_damaged_file_of_a_series_is_a_failure_and_the_output_is_not_the_input
 def test_seg_of_a_bundle_that_does_not_say_what_its_labels_mean(tmp_path: Path) -> None:
     bundle = made_bundle.copied_bundle(find_bundle(NAME), tmp_path)
     (bundle / "configs" / "segments.yaml").unlink()
-    write_series(tmp_path / "in", Volume(made_bundle.made_volume(0)[0], oblique()))
+    write_series(tmp_path / "in", Volume(made_bundle.made_volume(0)[0], OBLIQUE))
     with pytest.raises(BundleError) as caught:
         predict_files(tmp_path / "in", bundle, tmp_path / "out", device="cpu", output_format="seg")
     assert caught.value.code == "BUNDLE_NO_SEGMENTS"
