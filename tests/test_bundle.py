@@ -331,3 +331,15 @@ def test_pictures_of_other_channels_and_volumes_are_refused(colour_bundle: Path,
     assert grey.predict(tmp_path / "grey.png").label_map.shape == (20, 20)
     Image.fromarray(pixels[..., :3]).save(tmp_path / "colour.png")
     assert code_of(grey.predict, tmp_path / "colour.png") == "PICTURE_CHANNELS"
+
+
+def test_bfloat16_changes_probabilities_and_hardly_any_label(test_data: Path) -> None:
+    image = test_data / "hippocampus" / "imagesTr" / "hippocampus_003.nii.gz"
+    plain, reduced = (load_bundle("hippocampus_mri", precision=precision) for precision in ("float32", "bfloat16"))
+    assert plain.digest != reduced.digest
+    expected, found = (predictor.predict(image, uncertainty=True) for predictor in (plain, reduced))
+    assert 0 < np.abs(found.uncertainty - expected.uncertainty).mean() < 0.01
+    assert (found.label_map == expected.label_map).mean() >= 0.999
+    with pytest.raises(BundleError, match="float32, bfloat16, got 'float8'") as caught:
+        load_bundle("hippocampus_mri", precision="float8")
+    assert caught.value.code == "BUNDLE_PRECISION"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from monai.inferers import Inferer
 
 PathLike = str | os.PathLike[str]
+Precision = Literal["float32", "bfloat16"]
 Image = Volume | np.ndarray[Any, Any]
 
 
@@ -62,6 +63,7 @@ def load_bundle(
     name_or_path: PathLike | Sequence[PathLike],
     weights: PathLike | Sequence[PathLike] | None = None,
     device: str | torch.device = "cpu",
+    precision: Precision = "float32",
 ) -> Predictor:
     """Open a bundle for inference.
 
@@ -71,10 +73,13 @@ def load_bundle(
         weights: safetensors file; by default the bundle's ``models/model.safetensors``. Of several, such as those of
             the folds of a cross-validation, the probabilities are averaged.
         device: where the network runs.
+        precision: of the network: ``"bfloat16"`` is faster where the processor multiplies in it; a label in a thousand
+            may differ. Logits and what is averaged are float32.
 
     Raises:
-        BundleError: for bundles that are missing, incomplete or ask for more than the allow-list, and
-            ``BUNDLE_ENSEMBLE`` for several that do not belong together, or with weights beside.
+        BundleError: for bundles that are missing, incomplete or ask for more than the allow-list,
+            ``BUNDLE_ENSEMBLE`` for several that do not belong together, or with weights beside, and
+            ``BUNDLE_PRECISION`` for a network that cannot run in the precision.
         NetworkError: for weights that are missing or do not fit.
 
     Example:
@@ -83,9 +88,9 @@ def load_bundle(
         {1: 'anterior hippocampus', 2: 'posterior hippocampus'}
     """
     if isinstance(name_or_path, str | os.PathLike):
-        return Predictor(find_bundle(name_or_path), weights, device)
+        return Predictor(find_bundle(name_or_path), weights, device, precision=precision)
     first, *others = [find_bundle(bundle) for bundle in name_or_path]
-    return Predictor(first, weights, device, also=others)
+    return Predictor(first, weights, device, also=others, precision=precision)
 
 
 class Predictor:
@@ -102,6 +107,7 @@ class Predictor:
         network: in evaluation mode, with weights; of several their average. A faster form of it may take its place.
         weights: the file they came from; of several the first.
         members: (bundle, weights file) of each network.
+        precision: of the network's weights and feature maps.
         preprocessing: dictionary transform of ``image``.
         inferer: runs the network over an image.
     """
@@ -112,6 +118,7 @@ class Predictor:
         weights: PathLike | Sequence[PathLike] | None = None,
         device: str | torch.device = "cpu",
         also: Sequence[Path] = (),
+        precision: Precision = "float32",
     ) -> None:
         import torch
 
@@ -120,6 +127,10 @@ class Predictor:
         self.contract = read_contract(self.metadata, bundle / "configs" / "metadata.json")
         self.labels = label_names(bundle)
         self.device = torch.device(device)
+        self.precision = precision
+        if precision not in get_args(Precision):
+            message = f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}."
+            raise BundleError("BUNDLE_PRECISION", message, path=bundle)
         self.members = _members(bundle, weights, also)
         self.weights = self.members[0][1]
         self._sections = read_literal_sections(bundle)
@@ -155,6 +166,8 @@ class Predictor:
             for bundle, weights in self.members
         ]
         stated = {"members": parts, "contract": self.metadata.get("input_contract"), "version": __version__}
+        if self.precision != "float32":
+            stated["precision"] = self.precision
         return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 
     def predict(
@@ -250,12 +263,17 @@ class Predictor:
     @cached_property
     def _folded(self) -> torch.nn.Module:
         """The same function with its norms folded away; made at the first image: not all who open a bundle run it."""
+        import torch
+
         from accunet_monai.networks.deploy import optimize_for_inference
 
         try:
-            return optimize_for_inference(self._loaded, device=self.device)
-        except ValueError:  # norms that cannot be folded: the network runs as it is
-            return self._loaded
+            return optimize_for_inference(self._loaded, device=self.device, dtype=getattr(torch, self.precision))
+        except ValueError as error:  # norms that cannot be folded: the network runs as it is
+            if self.precision == "float32":
+                return self._loaded
+            message = f"the network cannot run in {self.precision} ({error})."
+            raise BundleError("BUNDLE_PRECISION", message, path=self.bundle) from error
 
 
 def _members(
