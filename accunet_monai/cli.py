@@ -44,6 +44,13 @@ OverlayOption = Annotated[
 ]
 
 
+class NetworkPrecision(StrEnum):
+    """What the network computes in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class LabelFormat(StrEnum):
     """What label maps are written as."""
 
@@ -124,6 +131,11 @@ def predict(
         bool, typer.Option("--ignore-contract", help="Segment images that the bundle was not made for, too.")
     ] = False,
     explain: Annotated[bool, typer.Option(help="Only print the memory that each image will take.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes with a network each; on Ray by default one a GPU, or else one a machine."),
+    ] = None,
+    ray: Annotated[str | None, typer.Option(help="Work on the Ray cluster at this address (extra ray).")] = None,
     weights: Annotated[
         list[Path] | None, typer.Option(help="Weights to use instead of the bundle's; several are averaged.")
     ] = None,
@@ -131,6 +143,9 @@ def predict(
     output_format: Annotated[
         LabelFormat, typer.Option("--format", help="nifti, or seg: DICOM SEG, for DICOM series.")
     ] = LabelFormat.NIFTI,
+    precision: Annotated[
+        NetworkPrecision, typer.Option(help="bfloat16 is faster where the processor multiplies in it.")
+    ] = NetworkPrecision.FLOAT32,
 ) -> None:
     """Segment files and DICOM series: one label map each, on its own grid. One that fails does not stop the others.
 
@@ -150,6 +165,8 @@ def predict(
         output,
         weights=weights or None,
         device=device,
+        workers=workers,
+        ray=ray,
         console=console,
         output_format=output_format.value,
         overlay=overlay,
@@ -158,6 +175,7 @@ def predict(
         review=review,
         overwrite=overwrite,
         ignore_contract=ignore_contract,
+        precision=precision.value,
     )
     if report.failed:
         raise typer.Exit(1)

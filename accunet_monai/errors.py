@@ -90,6 +90,10 @@ class NetworkError(AccunetError, ValueError):
     """Weights and network do not belong together."""
 
 
+class WorkerError(AccunetError, RuntimeError):
+    """A worker of a run did not start, or did not come back."""
+
+
 def did_you_mean(word: str, known: Iterable[object]) -> str | None:
     """For a hint: the known word nearest to an unknown one, or ``None`` when none is near.
 

@@ -22,8 +22,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-RUNTIME_EXTRAS = ("", "train", "pacs", "export", "demo")
-HEAVY = ("torch", "monai", "numpy", "mlflow", "ignite", "nibabel", "SimpleITK", "scipy", "matplotlib")
+RUNTIME_EXTRAS = ("", "train", "pacs", "export", "ray", "demo")
+HEAVY = ("torch", "monai", "numpy", "mlflow", "ignite", "nibabel", "SimpleITK", "scipy", "matplotlib", "ray")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def test_the_closure_follows_requirements_of_requirements(root: Path) -> None:
     assert closure["sqlalchemy"][0] == "mlflow"
     assert "pynetdicom" not in closure
     assert "pytest" not in closure
-    assert {"mlflow", "pytorch-ignite"}.isdisjoint(requirement_closure(project, "pacs"))
+    assert {"mlflow", "pytorch-ignite", "ray"}.isdisjoint(requirement_closure(project, "pacs"))
     assert {"pynetdicom", "dicomweb-client"}.isdisjoint(requirement_closure(project, "train"))
 
 

@@ -8,8 +8,9 @@ from accunet_monai.batch.pipeline import overlapped
 from accunet_monai.batch.records import Record, Records
 from accunet_monai.batch.report import BatchReport
 from accunet_monai.batch.results import OutputFormat, write_overlay
-from accunet_monai.batch.run import PredictOptions, predict_files
+from accunet_monai.batch.run import predict_files
 from accunet_monai.batch.sources import Source
+from accunet_monai.batch.stages import PredictOptions
 
 __all__ = [
     "BatchReport",

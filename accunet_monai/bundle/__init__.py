@@ -10,7 +10,7 @@ from accunet_monai.bundle.contract import Breach, InputContract, propose_ranges
 from accunet_monai.bundle.finding import bundles_folder, find_bundle, find_images, image_cases, list_bundles
 from accunet_monai.bundle.manifest import WEIGHTS, Manifest, manifest_digest, read_manifest, write_manifest
 from accunet_monai.bundle.plain import read_plain
-from accunet_monai.bundle.predictor import Prediction, Predictor, Work, load_bundle
+from accunet_monai.bundle.predictor import Precision, Prediction, Predictor, Work, load_bundle
 from accunet_monai.bundle.safety import bundle_problems, verify_bundle
 from accunet_monai.bundle.sections import (
     ALLOWED_TARGETS,
@@ -27,6 +27,7 @@ __all__ = [
     "Breach",
     "InputContract",
     "Manifest",
+    "Precision",
     "Prediction",
     "Predictor",
     "Work",
