@@ -2,10 +2,11 @@
 
     python benchmarks/inference.py --output inference.md
 
-Four parts, each with its own baseline. *memory*: a large volume and a trivial network, each inferer in a fresh process,
+Five parts, each with its own baseline. *memory*: a large volume and a trivial network, each inferer in a fresh process,
 against MONAI's. *throughput*: ACC-UNet through the inferer against the same network on the same batches, already cut.
 *speed*: a volume through MONAI's inferer with the literal form of ACC-UNet (tests/networks/literal.py), through ours
-with the folded one, same weights. *growth*: time against the number of slices. Timed runs take turns, so that a busy
+with the folded one, same weights. *growth*: time against the number of slices. *stages*: a volume through a bundle's
+predictor, from file to file. Timed runs take turns, so that a busy
 moment of the machine hits all of them; medians are compared.
 """
 
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from accunet_monai.inferers import SliceInferer
 from benchmarks.inference_runs.fresh import RUNS, added_memory
+from benchmarks.inference_runs.stages import STAGES, make_bundle, timed_stages, write_image
 from benchmarks.measuring.forms import EVALUATION, LITERAL, Case, make_network, random_weights
 from benchmarks.measuring.options import make_parser, prepare
 from benchmarks.measuring.report import Report, describe_machine, mebibytes, ratio
@@ -141,11 +144,33 @@ def _measure_growth(report: Report, options: argparse.Namespace) -> None:
     report.table(title, columns, rows, f"Ratios against {counts[0]} slices.")
 
 
+def _measure_stages(report: Report, options: argparse.Namespace) -> None:
+    shape = options.sizes["speed"]
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        case = Case("folded", EVALUATION, (BATCH, 1, *shape[:2]), options.width, device=options.device)
+        bundle = make_bundle(folder / "bundle", options.width, BATCH, random_weights(case))
+        image = write_image(folder / "image.nii.gz", shape)
+        found = {precision: timed_stages(bundle, image, precision) for precision in ("float32", "bfloat16")}
+    totals = {precision: sum(seconds.values()) for precision, (seconds, _) in found.items()}
+    rows = []
+    for stage in STAGES:
+        taken = [(seconds[stage], totals[precision]) for precision, (seconds, _) in found.items()]
+        rows.append((stage, *(text for one, total in taken for text in (f"{1000 * one:.0f}", f"{one / total:.1%}"))))
+    rows.append(("in all", *(text for total in totals.values() for text in (f"{1000 * total:.0f}", "100.0%"))))
+    seen = next(iter(found.values()))[1]
+    title = f"Stages of the predictor: ACC-UNet, width {options.width}, {_describe(seen)} in batches of {BATCH}"
+    columns = ("", "float32 ms", "share", "bfloat16 ms", "share of it")
+    caption = "One after the other; a run over many volumes reads and writes while the network works on another one."
+    report.table(title, columns, rows, caption)
+
+
 PARTS: dict[str, Callable[[Report, argparse.Namespace], None]] = {
     "memory": _measure_memory,
     "throughput": _measure_throughput,
     "speed": _measure_speed,
     "growth": _measure_growth,
+    "stages": _measure_stages,
 }
 
 

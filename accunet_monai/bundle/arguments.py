@@ -139,7 +139,13 @@ _SIZES = Rule(f"up to three sizes of at most {MAX_WINDOW} voxels together", _siz
 _LAYER = Rule("a layer's name, or its name and numbers of at most 4096", _layer)
 _NUMBER = _number()
 _NUMBERS = _some(_NUMBER, 1024)
-_SPACING = _some(_number(0.05, 1000), 3)
+_SPACING = _some(
+    Rule(
+        "a number of 0.05 to 1000, or -1 or 0 for an axis that stays as it is",
+        lambda value: _is_number(value, 0.05, 1000) or (_is_number(value, -1, 0) and value in (-1, 0)),
+    ),
+    3,
+)
 
 _BY_RULE: tuple[tuple[Rule, str], ...] = (
     (_NAME, "keys orig_keys meta_keys orig_meta_keys meta_key_postfix"),

@@ -43,6 +43,9 @@ def test_times_are_compared_with_a_named_baseline(report: str) -> None:
     growth = table(report, "Growth: ACC-UNet, width 8, slices of 32×32")
     assert list(growth) == ["2", "4", "8", "16"]
     assert growth["2"]["a slice, first row = 1"] == "1.000"
+    stages = table(report, "Stages of the predictor: ACC-UNet, width 8, 32×32×4 in batches of 2")
+    shares = [float(row["share"].rstrip("%")) for row in stages.values()]
+    assert sum(shares[:-1]) == pytest.approx(shares[-1], abs=0.3)
 
 
 def test_commands_of_the_page_are_understood(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
