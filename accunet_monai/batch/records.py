@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-from accunet_monai.volumes import atomic_output
 
 RECORD_FORMAT = "accunet-monai prediction, 1"
 RECORD_ENDING = "_seg.json"
@@ -108,8 +107,12 @@ class Records:
                 write(staging / Path(file).name)
                 outputs[kind] = {"file": file, "sha256": _sha256(staging / Path(file).name)}
             record = Record(outputs=outputs, **facts)
-            with atomic_output(self.folder / f"{name}{RECORD_ENDING}") as stream:
+            stated = staging / f"{name}{RECORD_ENDING}"
+            with stated.open("wb") as stream:
                 stream.write(json.dumps({"format": RECORD_FORMAT, **asdict(record)}, indent=1).encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+            stated.replace(self.folder / stated.name)
             for kind in sorted(outputs, key="label_map".__eq__):
                 target = self.folder / outputs[kind]["file"]
                 target.parent.mkdir(exist_ok=True)
