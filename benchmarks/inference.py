@@ -30,6 +30,7 @@ from benchmarks.inference_runs.fresh import RUNS, added_memory
 from benchmarks.inference_runs.stages import STAGES, make_bundle, timed_stages, write_image
 from benchmarks.measuring.forms import EVALUATION, LITERAL, Case, make_network, random_weights
 from benchmarks.measuring.options import make_parser, prepare
+from benchmarks.measuring.parts import some_of
 from benchmarks.measuring.report import Report, describe_machine, mebibytes, ratio
 from benchmarks.measuring.timing import Timing, take_turns
 
@@ -55,20 +56,13 @@ def main() -> None:
 
 def _read_options() -> argparse.Namespace:
     parser = make_parser(__doc__, repeats=5)
-    parser.add_argument("--parts", type=_parts, default=tuple(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--parts", type=some_of(PARTS), default=tuple(PARTS), help=f"some of {','.join(PARTS)}")
     options = parser.parse_args()
     options.sizes = QUICK if options.quick else SIZES
     if options.quick:
         options.width, options.repeats = 8, 1
     prepare(options)
     return options
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    chosen = tuple(text.split(","))
-    if unknown := set(chosen) - set(PARTS):
-        raise argparse.ArgumentTypeError(f"unknown parts {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
-    return chosen
 
 
 def _measure_memory(report: Report, options: argparse.Namespace) -> None:

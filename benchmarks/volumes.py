@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.measuring.parts import some_of
+
 if TYPE_CHECKING:  # processes that decode are spawned and import this file again: nothing heavy above `main`
     from benchmarks.measuring.report import Report
     from benchmarks.measuring.timing import Timing
@@ -47,7 +49,7 @@ def main() -> None:
 
 def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=_parts, default=tuple(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--parts", type=some_of(PARTS), default=tuple(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--repeats", type=int, default=7, help="runs of each (default 7)")
     parser.add_argument("--output", type=Path, help="Markdown file to write the tables to, too")
     parser.add_argument("--quick", action="store_true", help="small volumes, two runs")
@@ -55,13 +57,6 @@ def _read_options() -> argparse.Namespace:
     if options.quick:
         options.repeats = 2
     return options
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    chosen = tuple(text.split(","))
-    if unknown := set(chosen) - set(PARTS):
-        raise argparse.ArgumentTypeError(f"unknown parts {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
-    return chosen
 
 
 def _measure_reading(report: Report, folder: Path, sizes: Mapping[str, tuple[int, int, int]], repeats: int) -> None:

@@ -3,6 +3,9 @@
 A test that needs real data or a tool of the system asks for it by name. Where it is missing the test is skipped, and
 the summary counts such skips by name; with ``ACCUNET_REQUIRE=data,git`` (a comma list, set by ``.ci/run``) a missing
 one of these is a failure.
+
+Property tests draw the same examples in every run, so that a suite that passed passes again;
+``ACCUNET_EXAMPLES=1000`` draws that many new ones where a test reads it, and other new ones everywhere else.
 """
 
 from __future__ import annotations
@@ -15,9 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("MPLBACKEND", "agg")  # before anything imports matplotlib; subprocesses inherit it
 os.environ |= {"COLUMNS": "200", "TERM": "dumb"}  # rich's tables are whole whatever the terminal; read at its import
+
+settings.register_profile("repeatable", derandomize=True, database=None, print_blob=True)
+settings.register_profile("exploring", derandomize=False, print_blob=True)
+settings.load_profile("exploring" if "ACCUNET_EXAMPLES" in os.environ else "repeatable")
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_DATA = Path(os.environ.get("ACCUNET_TEST_DATA") or ROOT / "../shared/data").resolve()

@@ -56,7 +56,8 @@ def explain_memory(
     for heading in ("image", "grid of the network", "inferer", "images", "in all"):
         table.add_column(heading, overflow="fold")
     found: dict[Source, int] = {}
-    for item in find_sources(Path(source), predictor, BatchReport()):
+    unusable = BatchReport()
+    for item in find_sources(Path(source), predictor, unusable):
         try:
             shape = _network_shape(_grid(item), predictor)
         except AccunetError as error:
@@ -67,6 +68,8 @@ def explain_memory(
         found[item] = inferer + images
         sizes = (f"{size / 2**20:.1f} MiB" for size in (inferer, images, inferer + images))
         table.add_row(escape(title(item)), " × ".join(map(str, shape)), *sizes)
+    for item, error in unusable.failed.items():
+        table.add_row(escape(title(item)), f"fails: {error.code}")
     console.print(table)
     return found
 

@@ -25,6 +25,8 @@ def test_from_headers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (broken,) = broken_images(tmp_path / "in", 1)
     affine = np.array([[0, 0, 2.0, 0], [-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     write_series(tmp_path / "in" / "dicom", Volume(made_bundle.made_volume(0, (10, 20, 18))[0], affine))
+    write_series(tmp_path / "in" / "gap", Volume(made_bundle.made_volume(1, (10, 20, 18))[0], affine), "gap")
+    sorted((tmp_path / "in" / "gap").iterdir())[7].unlink()
     monkeypatch.setattr(Predictor, "prepare", None)  # nothing is read
     text = io.StringIO()
     found = explain_memory(tmp_path / "in", bundle, Console(file=text, width=200))
@@ -34,6 +36,7 @@ def test_from_headers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "24 × 20 × 6" in text.getvalue()
     assert "18 × 10 × 20" in text.getvalue()  # in RAS
     assert "fails: NIFTI_UNREADABLE" in text.getvalue()
+    assert "fails: GEOM_MISSING_SLICE" in text.getvalue()
     assert len(found) == 2
 
 

@@ -15,6 +15,9 @@ from tests.networks.randomised import calibrate, randomise
 
 ROUNDING = 1e-9
 """Share of the largest value by which two orders of summation may differ in float64, through some hundred layers."""
+UNIT = 1e-15
+"""Relative error of float64. Some random networks enlarge an error of this size in the image a millionfold: what the
+definition itself makes of it, ten times over, is allowed on top."""
 
 
 @settings(max_examples=40, deadline=None)
@@ -69,8 +72,9 @@ def test_evaluating_network_is_its_definition(
     found, found_gradient = _run(network.eval(), x, weighting)
     expected, expected_gradient = _run(literal.eval(), x, weighting)
     assert expected.std() > 1e-4  # these logits do depend on the image
-    _assert_equal(found, expected)
-    _assert_equal(found_gradient, expected_gradient)
+    unsteady = _run(literal, x * (1 + UNIT * torch.randn_like(x)), weighting)
+    _assert_equal(found, expected, slack=10 * (unsteady[0] - expected).abs().max().item())
+    _assert_equal(found_gradient, expected_gradient, slack=10 * (unsteady[1] - expected_gradient).abs().max().item())
 
 
 @pytest.mark.parametrize(
@@ -158,7 +162,7 @@ def _run(module: nn.Module, x: Tensor, weighting: Tensor) -> tuple[Tensor, Tenso
     return output.detach(), x.grad
 
 
-def _assert_equal(found: Tensor, expected: Tensor, name: str = "") -> None:
+def _assert_equal(found: Tensor, expected: Tensor, name: str = "", slack: float = 0.0) -> None:
     assert found.shape == expected.shape
     scale = max(1.0, expected.abs().max().item())
-    assert (found - expected).abs().max().item() <= ROUNDING * scale, name
+    assert (found - expected).abs().max().item() <= ROUNDING * scale + slack, name
