@@ -68,8 +68,8 @@ def explain_memory(
         found[item] = inferer + images
         sizes = (f"{size / 2**20:.1f} MiB" for size in (inferer, images, inferer + images))
         table.add_row(escape(title(item)), " × ".join(map(str, shape)), *sizes)
-    for item, error in unusable.failed.items():
-        table.add_row(escape(title(item)), f"fails: {error.code}")
+    for item, problem in unusable.failed.items():
+        table.add_row(escape(title(item)), f"fails: {problem.code}")
     console.print(table)
     return found
 
