@@ -8,10 +8,10 @@ STAMP := .venv/.made-from-constraints
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench chaos chaos-short docs clean
 
 help: ## what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 demo: $(STAMP) ## segment a real MRI, train a small ACC-UNet, show the experiment
 	$(BIN)/accunet demo
@@ -27,6 +27,12 @@ lint: $(STAMP) ## ruff, mypy, import contracts
 
 bench: $(STAMP) ## every benchmark, each with its own table
 	set -e; for benchmark in $(BENCHMARKS); do $(BIN)/python $$benchmark; done
+
+chaos: $(STAMP) ## kill a PACS site's processes at random, 200 times over 300 series (Orthanc, PostgreSQL)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.pacs.chaos --kills 200 --series 300
+
+chaos-short: $(STAMP) ## the same, 20 times over 30 series
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.pacs.chaos --kills 20 --series 30
 
 docs: $(STAMP) ## the documentation, into site/
 	$(BIN)/mkdocs build --strict

@@ -94,6 +94,10 @@ class WorkerError(AccunetError, RuntimeError):
     """A worker of a run did not start, or did not come back."""
 
 
+class PacsError(AccunetError, RuntimeError):
+    """A site's settings, storage, database or network peers do not allow what was asked."""
+
+
 def did_you_mean(word: str, known: Iterable[object]) -> str | None:
     """For a hint: the known word nearest to an unknown one, or ``None`` when none is near.
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from accunet_monai.evaluation import bland_altman, label_boxes, measure_case
 from accunet_monai.training import BatchAugmentation
 from accunet_monai.volumes import render_overlay
 
@@ -25,6 +26,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     draw_augmentation(IMAGES / "augmentation.png")
     draw_circles(IMAGES / "circles.png")
+    draw_evaluation(IMAGES / "evaluation.png")
 
 
 def draw_augmentation(path: Path) -> None:
@@ -75,6 +77,28 @@ def draw_circles(path: Path) -> None:
         for block in blocks:
             exec(block, namespace)  # noqa: S102 (our own page)
         save(np.asarray(Image.open("circles.png")), path)
+
+
+def draw_evaluation(path: Path) -> None:
+    """The two plots of an evaluation, of balls in 30 cases that are predicted a bit off and, of label 2, too small."""
+    rows = []
+    draw = np.random.default_rng(0)
+    where = np.indices((28, 28, 28))
+    for case in range(30):
+        reference, prediction = np.zeros((2, 28, 28, 28), np.uint8)
+        for label, shrinks in ((1, 0.0), (2, 0.4)):
+            centre, radius = np.array([7 + 13 * (label - 1), 14, 14]), draw.uniform(4, 6)
+            moved, shrunk = centre + draw.normal(0, 0.5, 3), radius - shrinks + draw.normal(0, 0.15)
+            for array, middle, size in ((reference, centre, radius), (prediction, moved, shrunk)):
+                array[((where - middle[:, None, None, None]) ** 2).sum(axis=0) < size**2] = label
+        rows += measure_case(prediction, reference, (1.5, 1.5, 1.5), {1: "one", 2: "two"}, case=f"case {case}")
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = [Image.open(plot(rows, Path(folder) / plot.__name__)) for plot in (bland_altman, label_boxes)]
+        width = max(picture.width for picture in pictures)
+        sheet = Image.new("RGB", (width, sum(picture.height for picture in pictures)), "white")
+        sheet.paste(pictures[0], (0, 0))
+        sheet.paste(pictures[1], (0, pictures[0].height))
+    save(np.asarray(sheet), path)
 
 
 def save(pixels: np.ndarray, path: Path) -> None:

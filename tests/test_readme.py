@@ -24,7 +24,7 @@ def test_readme_runs(tmp_path: Path) -> None:
     assert namespace["prediction"].label_map.shape == namespace["prediction"].image.shape
     runs = tmp_path / "runs" / "hippocampus_mri"
     assert (runs / "best.safetensors").is_file()
-    assert (runs / "evaluation" / "cases.csv").read_text().startswith("case,anterior hippocampus,posterior hippocampus")
+    assert (runs / "evaluation" / "cases.csv").read_text().startswith("case,subject,label,status,dice")
     assert len(list((runs / "predictions").glob("*.nii.gz"))) == 1
     written = sorted(path.name for path in (tmp_path / "predictions").iterdir())
     assert written == ["crop_overlay.png", "crop_seg.json", "crop_seg.nii.gz", "predictions.json"]

@@ -14,6 +14,7 @@ from accunet_monai.cli.common import (
     OverlayOption,
     SetOption,
     app,
+    guarded,
     overrides,
     run_bundle_config,
 )
@@ -26,6 +27,12 @@ def train(
     output_dir: Annotated[Path | None, typer.Option(help="Folder for weights and tables.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs.")] = None,
     device: DeviceOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what lies unfinished in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where it lies.")] = False,
+    find_lr: Annotated[bool, typer.Option("--find-lr", help="Only look for a learning rate; keeps nothing.")] = False,
+    folds: Annotated[int | None, typer.Option(min=2, help="Cross-validate with so many folds by subject.")] = None,
+    fold: Annotated[int | None, typer.Option(min=0, help="Of --folds, train this one alone (from 0).")] = None,
+    network: Annotated[str | None, typer.Option(help="Train basic_unet, MONAI's BasicUNet, to compare.")] = None,
     config: OverlayOption = None,
     override: SetOption = None,
 ) -> None:
@@ -39,6 +46,20 @@ def train(
     ):
         if value is not None:
             values[key] = str(value) if isinstance(value, Path) else value
+    if folds is not None:
+        from accunet_monai.training.folds import cross_validate
+
+        guarded(cross_validate, bundle, values, config or (), folds, fold, network, resume, overwrite)
+        return
+    if fold is not None:
+        raise typer.BadParameter("--fold is one of --folds")
+    if network is not None:
+        from accunet_monai.training.bundle_copy import with_other_network
+
+        bundle = guarded(with_other_network, bundle, values, network)
+    values |= {
+        key: True for key, given in (("resume", resume), ("overwrite", overwrite), ("find_lr", find_lr)) if given
+    }
     run_bundle_config(bundle, "train", values, config)
 
 

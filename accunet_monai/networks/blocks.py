@@ -258,13 +258,13 @@ def checkpointed(module: nn.Module, function: Callable[..., Tensor], *inputs: An
         *inputs,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), _running_statistics_kept(module)),
+        context_fn=lambda: (nullcontext(), running_statistics_kept(module)),
     )
     return result
 
 
 @contextmanager
-def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
+def running_statistics_kept(module: nn.Module) -> Iterator[None]:
     """Norms of ``module`` use the batch's statistics as in training, but do not count the batch a second time."""
     norms = [one for one in module.modules() if isinstance(one, _NormBase) and one.track_running_stats]
     momenta = [norm.momentum for norm in norms]

@@ -66,17 +66,33 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 def save_weights(state_dict: dict[str, Tensor], path: str | os.PathLike[str], header: dict[str, str]) -> Path:
     """Write a state_dict to a temporary name and rename it, so that a half-written file is never seen.
 
-    The file has the permissions that the user's umask gives (safetensors' own writer makes it private).
+    The file has the permissions that the user's umask gives (safetensors' own writer makes it private). Equal weights
+    and headers give equal bytes.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in state_dict.items()}, header))
+        weights = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+        temporary.write_bytes(sorted_header(save(weights, header)))
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+def sorted_header(file: bytes) -> bytes:
+    """A safetensors file whose header is sorted: the library writes its strings in another order each time.
+
+    Args:
+        file: 8 bytes of the header's length, the header as JSON, the tensors.
+    """
+    length = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + file[8 + length :]
 
 
 def network_header(network: nn.Module) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Ignite handlers of the training workflow: progress, checkpoints, and a stop when the loss is no number."""
+"""Ignite handlers of the training workflow: validation, kept weights, clipped gradients, the table of cases."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
 from accunet_monai.errors import NetworkError
 from accunet_monai.networks.checkpoint import network_header, save_weights
+from accunet_monai.training.distributed import is_main
 from accunet_monai.training.evaluation import CaseDice, print_case_table, write_case_table
+from accunet_monai.training.run_file import run_header
 
 BEST_WEIGHTS = "best.safetensors"
 LAST_WEIGHTS = "last.safetensors"
@@ -36,57 +37,6 @@ def on_exception(engine: Engine, clean_up: Callable[[Engine, BaseException], Non
 
 def _reraise(engine: Engine, error: BaseException) -> None:
     raise error
-
-
-class RichProgress:
-    """Progress bar over all iterations with epoch, loss, validation score and remaining time; one line per validation.
-
-    Args:
-        evaluator: its ``state.metrics`` are shown after each validation.
-        key_metric: name of the metric to show.
-    """
-
-    def __init__(self, evaluator: Engine | None = None, key_metric: str = "val_mean_dice") -> None:
-        self.evaluator = evaluator
-        self.key_metric = key_metric
-        self.console = Console()
-        self.progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[score]}"),
-            console=self.console,
-        )
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to a trainer."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
-        engine.add_event_handler(Events.COMPLETED, self._stop)
-        on_exception(engine, self._fail)
-        if self.evaluator is not None:
-            self.evaluator.add_event_handler(Events.COMPLETED, self._validated, engine)
-
-    def _start(self, engine: Engine) -> None:
-        total = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
-        self.task = self.progress.add_task("training", total=total, epoch=0, loss=float("nan"), score="")
-        self.progress.start()
-
-    def _advance(self, engine: Engine) -> None:
-        self.progress.update(self.task, advance=1, epoch=engine.state.epoch, loss=last_loss(engine))
-
-    def _validated(self, evaluator: Engine, engine: Engine) -> None:
-        score = f"Dice {evaluator.state.metrics.get(self.key_metric, float('nan')):.4f}"
-        self.progress.update(self.task, score=score)
-        self.console.print(f"epoch {engine.state.epoch}: {score}  loss {last_loss(engine):.4f}")
-
-    def _stop(self, engine: Engine) -> None:
-        self.progress.stop()
-
-    def _fail(self, engine: Engine, error: BaseException) -> None:
-        self.progress.stop()
 
 
 class FinalValidation:
@@ -110,7 +60,7 @@ class FinalValidation:
 
 
 class WeightsSaver:
-    """Keep the best and the last weights as safetensors, each written whole or not at all.
+    """Keep the best and the last weights as safetensors, each written whole or not at all, by the first process.
 
     Args:
         network: whose weights are kept; a constructor ``config`` goes into the file, see ``load_network``.
@@ -132,6 +82,14 @@ class WeightsSaver:
         self.metadata = metadata or {}
         self.best = -math.inf
 
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep only weights that are better than that."""
+        self.best = state["best"]
+
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator; it runs after each validation."""
         engine.add_event_handler(Events.COMPLETED, self.save)
@@ -139,55 +97,56 @@ class WeightsSaver:
     def save(self, evaluator: Engine) -> None:
         """Write the last weights, and the best if the metric has never been higher."""
         score = float(evaluator.state.metrics[self.key_metric])
-        self._write(LAST_WEIGHTS, score)
-        if score > self.best:
-            self.best = score
-            self._write(BEST_WEIGHTS, score)
+        is_best, self.best = score > self.best, max(score, self.best)
+        if is_main():
+            self._write(LAST_WEIGHTS, score)
+            if is_best:
+                self._write(BEST_WEIGHTS, score)
 
     def _write(self, name: str, score: float) -> None:
-        header = {**self.metadata, self.key_metric: f"{score:.6f}", **network_header(self.network)}
+        header = {**self.metadata, **run_header(self.output_dir), self.key_metric: f"{score:.6f}"}
+        header |= network_header(self.network)
         save_weights(self.network.state_dict(), self.output_dir / name, header)
 
 
-class StopOnNonFinite:
-    """Stop the training with a typed error as soon as the loss is not finite; saved weights stay as they are."""
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to a trainer."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.check)
-
-    def check(self, engine: Engine) -> None:
-        """Raise ``NetworkError`` (``LOSS_NOT_FINITE``) for a loss that is NaN or infinite."""
-        if not math.isfinite(last_loss(engine)):
-            raise NetworkError(
-                "LOSS_NOT_FINITE",
-                f"the loss is {last_loss(engine)} in epoch {engine.state.epoch}, iteration {engine.state.iteration}.",
-                hint="Lower learning_rate; the weights of the last validation are kept.",
-            )
-
-
 class GradientClip:
-    """Clip the gradient's norm before each optimiser step, and keep the norm in ``state.gradient_norm``.
+    """Keep the gradient's norm in ``state.gradient_norm`` before each optimiser step, and clip it.
+
+    With a gradient scaler (float16) the gradients are unscaled first; infinite ones are then the scaler's business.
 
     Args:
         network: whose gradients are clipped.
-        max_norm: largest norm.
+        max_norm: largest norm; ``None`` clips nothing.
     """
 
-    def __init__(self, network: nn.Module, max_norm: float) -> None:
+    def __init__(self, network: nn.Module, max_norm: float | None) -> None:
         self.network = network
         self.max_norm = max_norm
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a MONAI trainer (its ``BACKWARD_COMPLETED``). Not for float16 with a scaler."""
+        """Attach to a MONAI trainer (its ``BACKWARD_COMPLETED``)."""
         from monai.engines.utils import IterationEvents
 
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.clip)
 
-    def clip(self, engine: Engine) -> None:
-        """Clip now."""
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
-        engine.state.gradient_norm = float(norm)  # type: ignore[attr-defined]
+    def clip(self, engine: Any) -> None:
+        """Clip now.
+
+        Raises:
+            NetworkError: ``GRADIENT_NOT_FINITE``, before it reaches the weights; not with a gradient scaler.
+        """
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(engine.optimizer)
+        limit = math.inf if self.max_norm is None else self.max_norm
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), limit))
+        if scaler is None and not math.isfinite(norm):
+            raise NetworkError(
+                "GRADIENT_NOT_FINITE",
+                f"the gradient's norm is {norm} in epoch {engine.state.epoch}, iteration {engine.state.iteration}.",
+                hint="Lower learning_rate; the weights of the last validation are kept.",
+            )
+        engine.state.gradient_norm = norm
 
 
 class CaseTable:
@@ -209,7 +168,9 @@ class CaseTable:
         engine.add_event_handler(Events.COMPLETED, self.show)
 
     def show(self, engine: Engine) -> None:
-        """Print and write."""
+        """Print and write, in the first of several processes."""
+        if not is_main():
+            return
         print_case_table(self.metric, self.title)
         if self.path is not None:
             Console().print(f"written: {write_case_table(self.metric, self.path)}", highlight=False, soft_wrap=True)

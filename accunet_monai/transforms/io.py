@@ -20,6 +20,7 @@ from accunet_monai.volumes import (
     Grid,
     Series,
     Volume,
+    is_dicom,
     read_label_map,
     read_picture,
     read_series,
@@ -28,6 +29,7 @@ from accunet_monai.volumes import (
 )
 from accunet_monai.volumes.dicom_seg import write_seg
 from accunet_monai.volumes.geometry import largest_shift_mm, same_placement
+from accunet_monai.volumes.label_reading import read_labels_of
 from accunet_monai.volumes.nifti_header import Form
 
 
@@ -88,6 +90,8 @@ class LoadVolumed(MapTransform):
 class LoadLabelMapd(MapTransform):
     """Path or :class:`~accunet_monai.volumes.Volume` of labels → MetaTensor (1, X, Y, Z) uint8 (int32 above 255).
 
+    A DICOM SEG is put onto the planes of the image that lies under ``image``: a path, a volume or a loaded tensor.
+
     Raises:
         VolumeError: what :func:`~accunet_monai.volumes.read_label_map` raises, and ``LABEL_NOT_INTEGER`` for a Volume
             of another type.
@@ -99,10 +103,18 @@ class LoadLabelMapd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             source = result[key]
-            volume = source if isinstance(source, Volume) else read_label_map(source)
+            volume = source if isinstance(source, Volume) else _labels(source, result.get("image"))
             _check_labels(volume.array, volume.provenance.get("path"))
             result[key] = _meta_tensor(volume, np.uint8 if int(volume.array.max()) <= 255 else np.int32)
         return result
+
+
+def _labels(path: Any, image: Any) -> Volume:
+    if image is None or not (Path(path).is_file() and is_dicom(Path(path))):
+        return read_label_map(path)
+    if isinstance(image, MetaTensor):
+        image = Volume(image.array[0], np.asarray(image.affine.cpu(), dtype=np.float64))
+    return read_labels_of(path, image if isinstance(image, Volume) else read_volume(image))
 
 
 class LoadPictured(MapTransform):

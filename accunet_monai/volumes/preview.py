@@ -314,5 +314,5 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _write_png(sheet: Image.Image, path: str | os.PathLike[str]) -> Path:
     with atomic_output(path) as stream:
-        sheet.save(stream, format="PNG", optimize=True)
+        sheet.save(stream, format="PNG")
     return Path(path)

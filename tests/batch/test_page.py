@@ -47,8 +47,9 @@ def test_image_and_labels_lie_where_a_radiologist_looks_for_them(tmp_path: Path)
     (data,) = data_of(path.read_text(encoding="utf-8"))
     assert data["slices"] == list(range(9))
     assert data["first"] == 8  # most labels
-    assert data["labels"][:8] == [""] * 8
-    grey, colours = picture(data["images"][8]), picture(data["labels"][8])
+    assert list(data["layers"]) == ["prediction"]
+    assert data["layers"]["prediction"][:8] == [""] * 8
+    grey, colours = picture(data["images"][8]), picture(data["layers"]["prediction"][8])
     assert grey.shape[:2] == colours.shape[:2] == (LONG_SIDE, round(LONG_SIDE * 40 / 60))
     at = (20, grey.shape[1] - 20)  # anterior is up, the patient's left on the right
     assert grey[at][0] > 200
@@ -57,6 +58,43 @@ def test_image_and_labels_lie_where_a_radiologist_looks_for_them(tmp_path: Path)
     assert colours[at][3] == ALPHA
     assert colours[20, 20][3] == 0
     assert colours[-20, -20][3] == 0
+
+
+def test_with_a_reference_it_and_the_difference_can_be_shown(tmp_path: Path) -> None:
+    prediction = made()
+    reference = np.zeros_like(prediction.label_map)
+    reference[:4, -12:, -1] = 2  # right
+    reference[4:8, -12:, -1] = 1  # another label
+    reference[30:, :12, 3] = 1  # missed
+    table = [("", "Dice"), ("one <b>", "0.5")]
+    path = write_case(prediction, tmp_path / "case.html", "a case", {**NAMES, 3: "three"}, reference, table)
+    text = path.read_text(encoding="utf-8")
+    (data,) = data_of(text)
+    layers = data["layers"]
+    assert list(layers) == ["prediction", "reference", "difference"]
+    assert data["first"] == 3  # most voxels that differ
+    assert [index for index, shown in enumerate(layers["difference"]) if shown] == [3, 8]
+    seen, missed = picture(layers["difference"][8]), picture(layers["difference"][3])
+    at, beside = (
+        (20, seen.shape[1] - 10),
+        (20, seen.shape[1] - 30),
+    )  # voxels 1 and 5, the patient's left is on the right
+    assert seen[at][3] == 0
+    assert seen[beside][3] == ALPHA
+    assert tuple(seen[beside]) != tuple(missed[-20, 20])
+    expert = picture(layers["reference"][8])
+    assert tuple(expert[at])[:3] == pytest.approx(label_colour(2), abs=2)
+    assert tuple(expert[beside])[:3] == pytest.approx(label_colour(1), abs=2)
+    assert "<tr><td>one &lt;b&gt;</td><td>0.5</td></tr>" in text
+    assert re.findall(r'<li class="(\w*)"', text) == ["", "", "absent", "", "", ""]
+    same = write_case(prediction, tmp_path / "same.html", "same", NAMES, prediction.label_map)
+    assert data_of(same.read_text(encoding="utf-8"))[0]["first"] == 8  # most labels
+    plain, choice = (
+        write_page(tmp_path / "page.html", [path], "t", reference=reference).read_text(encoding="utf-8")
+        for reference in (False, True)
+    )
+    assert 'name="layer"' not in plain.split("<main>")[0]
+    assert choice.split("<main>")[0].count('name="layer"') == 3
 
 
 def test_slices_are_cut_where_voxels_are_longest_and_not_more_than_so_many(tmp_path: Path) -> None:

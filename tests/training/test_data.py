@@ -13,7 +13,8 @@ import torch
 from monai.transforms import Compose
 
 from accunet_monai.errors import DatasetError
-from accunet_monai.training import AugmentedBatch, SliceBatches, SliceDataset, decathlon_cases, download_decathlon
+from accunet_monai.training import AugmentedBatch, SliceDataset, decathlon_cases, download_decathlon
+from accunet_monai.training.slices import Pick
 from accunet_monai.transforms import LoadLabelMapd, LoadVolumed
 
 PREPROCESSING = Compose([LoadVolumed("image"), LoadLabelMapd("label", allow_missing_keys=True)])
@@ -115,19 +116,20 @@ def test_small_slices_are_padded_by_their_edges_and_large_ones_cropped(dataset: 
     assert (padded["label"] == 2).all()
     corners = set()
     slices = SliceDataset(cases, PREPROCESSING, [2, 2], spatial_dim=0, progress=False)
-    for _ in range(200):
-        image = slices[0]["image"][0]
+    for draw in range(200):
+        image = slices[Pick(0, draw)]["image"][0]
+        assert torch.equal(slices[Pick(0, draw)]["image"][0], image)
         assert torch.equal(image - image[0, 0], torch.tensor([[0.0, 1.0], [10.0, 11.0]]))
         corners.add(float(image[0, 0]))
     assert corners == {10.0 * row + column for row in range(3) for column in range(4)}
 
 
-def test_slices_without_a_label_weigh_less(dataset: Path) -> None:
+def test_every_slice_knows_its_labels(dataset: Path) -> None:
     cases = decathlon_cases(dataset, limit=2)
     across = SliceDataset(cases, PREPROCESSING, [4, 5], spatial_dim=0, progress=False)  # the label is x
-    assert across.slice_weights(empty=0.4) == [0.4, 1.0, 1.0] * 2
+    assert [across.labels(index) for index in range(6)] == [set(), {1}, {2}] * 2
     along = SliceDataset(cases, PREPROCESSING, [3, 4], spatial_dim=2, progress=False)
-    assert along.slice_weights(empty=0.4) == [1.0] * 10
+    assert [along.labels(index) for index in range(10)] == [{1, 2}] * 10
 
 
 def test_image_and_label_of_different_size_are_refused(tmp_path: Path) -> None:
@@ -140,8 +142,13 @@ def test_image_and_label_of_different_size_are_refused(tmp_path: Path) -> None:
 
 def test_the_batch_is_augmented_and_channels_last() -> None:
     batch = {"image": torch.zeros(2, 3, 8, 8), "label": torch.ones(2, 1, 8, 8, dtype=torch.long)}
-    image, label = AugmentedBatch(lambda image, label: (image + 1, label))(batch, "cpu")  # type: ignore[arg-type]
-    assert (image == 1).all()
+
+    def told(image: torch.Tensor, label: torch.Tensor, draw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return image + draw.reshape(-1, 1, 1, 1), label
+
+    image, label = AugmentedBatch(told)({**batch, "draw": torch.tensor([4, 9])}, "cpu")  # type: ignore[arg-type]
+    assert (image[0] == 4).all()
+    assert (image[1] == 9).all()
     assert torch.equal(label, batch["label"])
     assert image.is_contiguous(memory_format=torch.channels_last)
 
@@ -155,22 +162,6 @@ def test_download_leaves_a_dataset_alone_and_names_the_folder_it_needs(dataset: 
     assert caught.value.code == "DATASET_FOLDER_NAME"
 
 
-def test_slices_along_several_axes_come_in_batches_of_one_axis(dataset: Path) -> None:
-    cases = decathlon_cases(dataset)
-    slices = SliceDataset(cases, PREPROCESSING, [4, 6, 8], spatial_dim=[0, 2], progress=False)
-    assert len(slices) == 3 * (3 + 5)
-    batches = SliceBatches(slices, 2)
-    sizes = {0: (6, 8), 2: (4, 6)}
-    drawn: list[int] = []
-    for batch in batches:
-        (axis,) = {slices.spatial_dim(index) for index in batch}
-        assert {tuple(slices[index]["image"].shape[1:]) for index in batch} == {sizes[axis]}
-        drawn += batch
-    assert len(batches) == 9 // 2 + 15 // 2 == len(drawn) // 2
-    assert len(set(drawn)) == len(drawn)
-    assert list(batches) != list(batches)
-
-
 @pytest.mark.parametrize(
     "affine", [np.diag([-1.0, 1, 1, 1]), np.array([[1.0, 0, 0, 5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])]
 )
@@ -180,3 +171,23 @@ def test_a_label_that_does_not_lie_on_its_image_is_refused(dataset: Path, affine
     with pytest.raises(DatasetError, match="case_1") as caught:
         decathlon_cases(dataset)
     assert caught.value.code == "LABEL_GRID"
+
+
+def test_regions_that_overlap_are_sliced_counted_and_looked_for(tmp_path: Path) -> None:
+    whole, core = np.zeros((2, 6, 6, 4), np.uint8)
+    whole[1:5, 1:5, 1:3], core[2, 3, 2] = 1, 1
+    case = {"image": np.zeros((1, 6, 6, 4), np.float32), "label": np.stack([whole, core])}
+    for cache in (None, tmp_path):
+        slices = SliceDataset([case], dict, [2, 2], spatial_dim=2, progress=False, cache_dir=cache)
+        assert [slices.labels(index) for index in range(4)] == [set(), {1}, {1, 2}, set()]
+        for draw in range(20):
+            label = slices[Pick(2, draw, label=2)]["label"]
+            assert label.shape == (2, 2, 2)
+            assert label.flatten(1).sum(1).tolist()[1] == 1  # the core's one pixel is always in view
+    assert [len(SliceDataset([case], dict, [6, 6], 2, skip_empty=True, progress=False))] == [2]
+
+
+def test_the_ignored_label_is_given_out_and_not_looked_for(dataset: Path) -> None:
+    slices = SliceDataset(decathlon_cases(dataset, limit=1), PREPROCESSING, [4, 5], 0, ignore_label=2, progress=False)
+    assert [slices.labels(index) for index in range(3)] == [set(), {1}, set()]  # the label is x
+    assert (slices[2]["label"] == 2).all()

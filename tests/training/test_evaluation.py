@@ -24,6 +24,14 @@ def test_dice_counted_by_hand() -> None:
     assert math.isnan(scores[3])
 
 
+def test_ignored_voxels_count_for_nothing() -> None:
+    reference = torch.tensor([[1, 9, 0, 2], [0, 2, 9, 9]])
+    assert dice_per_label(PREDICTION, reference, [1, 2], ignore_label=9) == {1: 1.0, 2: 1.0}
+    metric = CaseDice({1: "one", 2: "two"}, ignore_label=9)
+    metric.update([{"case": "a", "pred": PREDICTION, "label": reference}])
+    assert metric.compute() == 1.0
+
+
 def metric_of(cases: list[tuple[torch.Tensor, torch.Tensor]]) -> CaseDice:
     metric = CaseDice({1: "one", 2: "two"})
     metric.update([{"case": f"c{i}", "pred": p, "label": r} for i, (p, r) in enumerate(cases)])

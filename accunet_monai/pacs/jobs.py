@@ -1,0 +1,304 @@
+"""The states of a job and every way from one to another. The tables are the truth; the queue of DBOS follows them.
+
+``queued`` → ``running`` → ``delivering`` → ``done``. A failure that may pass leads back to ``queued`` with one attempt
+more, and after ``jobs.attempts`` of the settings to ``dead``; one that cannot pass leads there at once. A job whose
+series has a newer revision becomes ``superseded`` as long as nothing of it was sent.
+
+Every change after the claim is made in a transaction that renews the worker's lease and finds the job still its own,
+in the same attempt: a worker that was frozen and replaced changes nothing, and the first SEG stored is the only one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, exists, func, select, update
+
+from accunet_monai.errors import PacsError
+from accunet_monai.pacs import audit
+from accunet_monai.pacs.database import insert_new, now, reading
+from accunet_monai.pacs.leases import Lease, live
+from accunet_monai.pacs.settings import Site
+from accunet_monai.pacs.tables import deliveries, jobs, revisions
+
+OPEN = ("queued", "running", "delivering")
+ENDED = ("done", "dead", "cancelled", "superseded")
+MAX_WAIT_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Due:
+    """A job that can run now, and which attempt at it this is."""
+
+    job_id: str
+    attempt: int
+    priority: int
+
+
+class Hold:
+    """A worker's claim on one attempt at a job.
+
+    Args:
+        engine: of the database.
+        lease: of the worker.
+        job_id: which job.
+        attempt: ``attempts`` of the job when it was taken from the queue.
+    """
+
+    def __init__(self, engine: Engine, lease: Lease, job_id: str, attempt: int) -> None:
+        self.engine, self.lease, self.job_id, self.attempt = engine, lease, job_id, attempt
+
+    def claim(self) -> Row[Any] | None:
+        """Take the job; its row, or ``None`` when it is another's, ended, or waits for an earlier revision."""
+        with self.engine.begin() as connection:
+            self.lease.hold(connection)
+            row = connection.execute(select(jobs).where(jobs.c.id == self.job_id).with_for_update()).first()
+            if row is None or row.attempts != self.attempt or row.state not in OPEN:
+                return None
+            if row.executor not in (None, self.lease.executor_id) and row.executor in live(connection):
+                return None
+            if _superseded(connection, row):
+                _set(connection, row.id, state="superseded", executor=None)
+                audit.append(connection, "job_superseded", job=row.id)
+                return None
+            if _earlier_revision_runs(connection, row):
+                return None
+            state = "running" if row.seg_sha256 is None else "delivering"
+            _set(connection, row.id, state=state, executor=self.lease.executor_id)
+        return row
+
+    @contextmanager
+    def changing(self) -> Iterator[Connection]:
+        """A transaction that stands only if the lease and the claim are still held.
+
+        Raises:
+            PacsError: ``LEASE_LOST``, ``JOB_TAKEN``.
+        """
+        with self.engine.begin() as connection:
+            self.lease.hold(connection)
+            mine = (jobs.c.id == self.job_id) & (jobs.c.attempts == self.attempt)
+            mine &= (jobs.c.executor == self.lease.executor_id) & jobs.c.state.in_(("running", "delivering"))
+            if connection.execute(update(jobs).where(mine).values(changed_at=now())).rowcount != 1:
+                raise PacsError("JOB_TAKEN", "the job was cancelled, timed out or is another worker's.")
+            yield connection
+
+    def stored(self, file: str, sha256: str, sop_uid: str, destinations: Sequence[str]) -> None:
+        """The verified SEG lies in the storage: from now on these bytes are sent and no others."""
+        with self.changing() as connection:
+            _set(connection, self.job_id, state="delivering", seg_file=file, seg_sha256=sha256, seg_sop_uid=sop_uid)
+            rows = [_waiting(self.job_id, name) for name in destinations]
+            insert_new(connection, deliveries, rows)
+            audit.append(connection, "seg_stored", job=self.job_id, sha256=sha256, executor=self.lease.executor_id)
+
+    def sending(self, destination: str) -> bool:
+        """About to send: whether to, which is not so where nothing was sent yet and a newer revision is there."""
+        with self.changing() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.id == self.job_id)).one()
+            if _superseded(connection, row, destination):
+                _set_delivery(connection, self.job_id, destination, state="failed", code="SUPERSEDED")
+                return False
+            _set_delivery(connection, self.job_id, destination, state="sent", attempts=deliveries.c.attempts + 1)
+            audit.append(connection, "sending", job=self.job_id, destination=destination, attempt=self.attempt)
+        return True
+
+    def confirmed(self, destination: str) -> None:
+        """The destination says that it has the object."""
+        with self.changing() as connection:
+            _set_delivery(connection, self.job_id, destination, state="confirmed", code=None)
+            audit.append(connection, "confirmed", job=self.job_id, destination=destination)
+
+    def not_delivered(self, destination: str, code: str) -> None:
+        """The destination did not take the object or does not have it."""
+        with self.changing() as connection:
+            _set_delivery(connection, self.job_id, destination, state="failed", code=code)
+
+    def rejecting(self, destination: str) -> None:
+        """About to tell a destination that an earlier revision's object is not to be used."""
+        with self.changing() as connection:
+            audit.append(connection, "rejecting", job=self.job_id, destination=destination)
+
+    def finished(self, code: str | None = None) -> str:
+        """Everything is confirmed, or a newer revision has taken its place; returns the state."""
+        with self.changing() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.id == self.job_id)).one()
+            state = "superseded" if not row.shadow and _superseded(connection, row) else "done"
+            _set(connection, self.job_id, state=state, code=code, executor=None)
+            audit.append(connection, f"job_{state}", job=self.job_id)
+        return state
+
+    def failed(self, code: str, *, passes: bool, attempts: int, detail: str | None = None) -> str:
+        """An attempt failed; returns the new state.
+
+        Args:
+            code: why.
+            passes: whether it might go better later.
+            attempts: so many are made before the job is dead.
+            detail: where, in words without anything of the instances.
+        """
+        with self.changing() as connection:
+            return _again(connection, self.job_id, self.attempt, code, passes, attempts, detail)
+
+
+def wait_seconds(attempts: int, site: Site) -> float:
+    """The wait before the next attempt: doubled with each of the last series of attempts."""
+    failed = attempts % site.jobs.attempts if attempts else 0
+    if not failed:
+        return 0.0
+    return min(site.jobs.backoff_seconds * 2.0 ** (failed - 1), MAX_WAIT_SECONDS)
+
+
+def due(engine: Engine, site: Site, limit: int = 100) -> list[Due]:
+    """Queued jobs whose wait is over, the most urgent first."""
+    with reading(engine) as connection:
+        query = select(jobs).where(jobs.c.state == "queued").order_by(jobs.c.priority.desc(), jobs.c.made_at)
+        found = []
+        for row in connection.execute(query):
+            if row.changed_at + wait_seconds(row.attempts, site) > now() or _earlier_revision_runs(connection, row):
+                continue
+            found.append(Due(row.id, row.attempts, row.priority))
+            if len(found) == limit:
+                break
+    return found
+
+
+def open_jobs(engine: Engine, quiet_seconds: float) -> list[Row[Any]]:
+    """Jobs that have not ended and in which nothing happened for a while, with whether their worker lives."""
+    with reading(engine) as connection:
+        late = jobs.c.changed_at < now() - quiet_seconds
+        return list(connection.execute(select(jobs).where(jobs.c.state.in_(OPEN), late)))
+
+
+def interrupted(engine: Engine, row: Row[Any], code: str, attempts: int) -> bool:
+    """Give a job that nobody works on any more another attempt; whether it was still as ``row`` says."""
+    with engine.begin() as connection:
+        same = (jobs.c.id == row.id) & (jobs.c.attempts == row.attempts) & (jobs.c.changed_at == row.changed_at)
+        if connection.execute(select(jobs.c.id).where(same).with_for_update()).first() is None:
+            return False
+        _again(connection, row.id, row.attempts, code, True, attempts, None)
+    return True
+
+
+def retry(engine: Engine, job_id: str) -> None:
+    """Queue a dead or cancelled job again.
+
+    Raises:
+        PacsError: ``JOB_UNKNOWN``, ``JOB_STATE``.
+    """
+    _by_hand(engine, job_id, ("dead", "cancelled"), "queued", "job_retried")
+
+
+def cancel(engine: Engine, job_id: str) -> None:
+    """End a job that has not ended; what was sent stays sent.
+
+    Raises:
+        PacsError: ``JOB_UNKNOWN``, ``JOB_STATE``.
+    """
+    _by_hand(engine, job_id, OPEN, "cancelled", "job_cancelled")
+
+
+def find_job(engine: Engine, start: str) -> Row[Any]:
+    """The job whose id begins so.
+
+    Raises:
+        PacsError: ``JOB_UNKNOWN``, ``JOB_AMBIGUOUS``.
+    """
+    with reading(engine) as connection:
+        rows = list(connection.execute(select(jobs).where(jobs.c.id.startswith(start, autoescape=True)).limit(2)))
+    if not start or not rows:
+        raise PacsError("JOB_UNKNOWN", f"there is no job {start!r}.", hint="List them: accunet pacs status SITE --jobs")
+    if len(rows) > 1:
+        raise PacsError("JOB_AMBIGUOUS", f"several jobs begin with {start!r}.", hint="Give more of the id.")
+    return rows[0]
+
+
+def deliveries_of(engine: Engine, job_id: str) -> dict[str, str]:
+    """Destination → state of a job's deliveries."""
+    with reading(engine) as connection:
+        query = select(deliveries.c.destination, deliveries.c.state).where(deliveries.c.job_id == job_id)
+        return {row.destination: row.state for row in connection.execute(query)}
+
+
+def counts(engine: Engine) -> dict[str, int]:
+    """State → number of jobs."""
+    with reading(engine) as connection:
+        query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
+        return {state: int(count) for state, count in connection.execute(query)}
+
+
+def failures(engine: Engine) -> dict[str, int]:
+    """Code → number of dead jobs."""
+    with reading(engine) as connection:
+        query = select(jobs.c.code, func.count()).where(jobs.c.state == "dead").group_by(jobs.c.code)
+        return {str(code): int(count) for code, count in connection.execute(query)}
+
+
+def replaced_job(connection: Connection, row: Row[Any], destination: str | None = None) -> Row[Any] | None:
+    """The latest job of the same bundle on an earlier revision of the series that was sent (to a destination)."""
+    earlier = _revisions_of_series(row.revision_id, lambda number, own: number < own)
+    sent = exists().where(deliveries.c.job_id == jobs.c.id, deliveries.c.attempts > 0)
+    if destination is not None:
+        sent = sent.where(deliveries.c.destination == destination)
+    query = select(jobs, revisions.c.number).join(revisions, revisions.c.id == jobs.c.revision_id)
+    query = query.where(jobs.c.revision_id.in_(earlier), jobs.c.bundle == row.bundle, sent)
+    return connection.execute(query.order_by(revisions.c.number.desc()).limit(1)).first()
+
+
+def _again(
+    connection: Connection, job_id: str, attempt: int, code: str, passes: bool, attempts: int, detail: str | None
+) -> str:
+    state = "queued" if passes and (attempt + 1) % attempts else "dead"
+    _set(connection, job_id, state=state, code=code, detail=detail, attempts=attempt + 1, executor=None)
+    audit.append(connection, "job_dead" if state == "dead" else "attempt_failed", job=job_id, code=code)
+    return state
+
+
+def _by_hand(engine: Engine, job_id: str, allowed: Sequence[str], state: str, event: str) -> None:
+    job_id = find_job(engine, job_id).id
+    with engine.begin() as connection:
+        row = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).one()
+        if row.state not in allowed:
+            raise PacsError("JOB_STATE", f"the job is {row.state}; this goes with {', '.join(allowed)} alone.")
+        more = {"attempts": row.attempts + 1} if state == "queued" and row.state == "cancelled" else {}
+        _set(connection, job_id, state=state, executor=None, code=None, detail=None, **more)
+        audit.append(connection, event, job=job_id)
+
+
+def _revisions_of_series(revision_id: str, compare: Callable[[Any, Any], Any]) -> Any:
+    """The ids of the other revisions of a revision's series, by comparison of their numbers."""
+    own, other = revisions.alias(), revisions.alias()
+    joined = select(other.c.id).join(own, own.c.series_uid == other.c.series_uid)
+    return joined.where(own.c.id == revision_id, compare(other.c.number, own.c.number))
+
+
+def _superseded(connection: Connection, row: Row[Any], destination: str | None = None) -> bool:
+    """Whether there is a job for a newer revision, and nothing of this one was sent (to a destination)."""
+    newer = _revisions_of_series(row.revision_id, lambda number, own: number > own)
+    replaced = exists().where(jobs.c.revision_id.in_(newer), jobs.c.bundle == row.bundle)
+    sent = exists().where(deliveries.c.job_id == row.id, deliveries.c.attempts > 0)
+    if destination is not None:
+        sent = sent.where(deliveries.c.destination == destination)
+    return bool(connection.execute(select(replaced & ~sent)).scalar())
+
+
+def _earlier_revision_runs(connection: Connection, row: Row[Any]) -> bool:
+    """One revision after the other, so that the newest is the last to arrive."""
+    earlier = _revisions_of_series(row.revision_id, lambda number, own: number < own)
+    running = jobs.c.state.in_(("running", "delivering"))
+    same = exists().where(jobs.c.revision_id.in_(earlier), jobs.c.bundle == row.bundle, running)
+    return bool(connection.execute(select(same)).scalar())
+
+
+def _waiting(job_id: str, destination: str) -> dict[str, Any]:
+    return {"job_id": job_id, "destination": destination, "state": "waiting", "attempts": 0, "changed_at": now()}
+
+
+def _set(connection: Connection, job_id: str, **values: Any) -> None:
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values, changed_at=now()))
+
+
+def _set_delivery(connection: Connection, job_id: str, destination: str, **values: Any) -> None:
+    row = (deliveries.c.job_id == job_id) & (deliveries.c.destination == destination)
+    connection.execute(update(deliveries).where(row).values(**values, changed_at=now()))

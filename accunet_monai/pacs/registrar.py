@@ -1,0 +1,223 @@
+"""Rows of received instances, committed in groups: whoever waits shares one commit with all others who wait."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Engine, delete, select, update
+
+from accunet_monai.pacs.database import insert_new, insert_or_update, now
+from accunet_monai.pacs.heads import Head
+from accunet_monai.pacs.pseudonyms import Pseudonyms
+from accunet_monai.pacs.storage import StoredFile
+from accunet_monai.pacs.tables import asides, association_series, associations, instances, series
+
+GROUP = 64
+"""So many rows share a commit at most; a commit of so many takes hardly longer than one of one."""
+
+MODALITIES = frozenset({"CR", "CT", "DX", "KO", "MG", "MR", "NM", "OT", "PT", "RTSTRUCT", "SEG", "SR", "US", "XA"})
+"""Any other is not written down: the value came from outside, and the database holds no free text."""
+
+Kept = Literal["new", "same", "aside"]
+"""``same``: it was there already. ``aside``: its UID was there with other content, which stays the valid one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An instance whose file is written; its row is committed when file and folder are on disk, and not before.
+
+    Args:
+        file: what it is, and its file.
+        source: ``push:AE``, ``pull:NAME`` or ``folder``.
+        association: the open one that brought it, if any.
+        priority: of the jobs that it leads to.
+    """
+
+    file: StoredFile
+    source: str
+    association: str | None = None
+    priority: int = 0
+    at: float = field(default_factory=now)
+
+    @property
+    def head(self) -> Head:
+        """What it is."""
+        return self.file.head
+
+
+class Registrar:
+    """Commits arrivals in a thread of its own.
+
+    Args:
+        engine: the database.
+        pseudonyms: for the patient's key.
+        receiver: who asks; open associations of an earlier process of that name are forgotten.
+    """
+
+    def __init__(self, engine: Engine, pseudonyms: Pseudonyms, receiver: str) -> None:
+        self._engine, self._pseudonyms, self.receiver = engine, pseudonyms, receiver
+        self._waiting: queue.SimpleQueue[tuple[Arrival | str, Future[Kept]] | None] = queue.SimpleQueue()
+        self._known: set[Any] = set()
+        with engine.begin() as connection:
+            own = select(associations.c.id).where(associations.c.receiver == receiver)
+            connection.execute(delete(association_series).where(association_series.c.association_id.in_(own)))
+            connection.execute(delete(associations).where(associations.c.receiver == receiver))
+        self._thread = threading.Thread(target=self._run, name="registrar", daemon=True)
+        self._thread.start()
+
+    def register(self, arrival: Arrival) -> Kept:
+        """Commit an arrival; returns when it is on disk.
+
+        Raises:
+            OSError, SQLAlchemyError: it is not on disk, or not committed.
+        """
+        return self._put(arrival).result()
+
+    def closed(self, association: str) -> None:
+        """An association ended; what it brought waits for it no longer."""
+        self._put(association)
+
+    def close(self) -> None:
+        """Commit what waits, then end."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _put(self, item: Arrival | str) -> Future[Kept]:
+        future: Future[Kept] = Future()
+        self._waiting.put((item, future))
+        return future
+
+    def _run(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            group = [first]
+            while len(group) < GROUP and not self._waiting.empty():
+                following = self._waiting.get()
+                if following is None:
+                    self._waiting.put(None)  # after this group
+                    break
+                group.append(following)
+            self._commit(group)
+
+    def _commit(self, group: Sequence[tuple[Arrival | str, Future[Kept]]]) -> None:
+        arrivals = [item for item, _ in group if isinstance(item, Arrival)]
+        ended = [item for item, _ in group if isinstance(item, str)]
+        known = set(self._known)
+        try:
+            with self._engine.begin() as connection:
+                outcomes = iter(record(connection, arrivals, self._pseudonyms, self.receiver, known))
+                if ended:
+                    connection.execute(delete(association_series).where(association_series.c.association_id.in_(ended)))
+                    connection.execute(delete(associations).where(associations.c.id.in_(ended)))
+                for arrival in arrivals:
+                    arrival.file.on_disk.result()
+        except Exception as error:  # whoever waits is told; the next group may succeed
+            self._fail(group, error)
+            return
+        self._known = {entry for entry in known if entry[0] not in ended}
+        for item, future in group:
+            future.set_result(next(outcomes) if isinstance(item, Arrival) else "same")
+
+    def _fail(self, group: Sequence[tuple[Arrival | str, Future[Kept]]], error: Exception) -> None:
+        """Tell the one that failed; of several, each tries by itself, so that one bad file fails alone."""
+        if len(group) == 1:
+            group[0][1].set_exception(error)
+            return
+        for item in group:
+            self._commit([item])
+
+
+def record(
+    connection: Connection, arrivals: Sequence[Arrival], pseudonyms: Pseudonyms, receiver: str, known: set[Any]
+) -> list[Kept]:
+    """Insert rows of arrivals inside a transaction; returns what became of each.
+
+    Args:
+        connection: inside a transaction.
+        arrivals: in the order of their coming.
+        pseudonyms: for the patients' keys.
+        receiver: who brings them.
+        known: associations with their series that are written down already; those of now are added.
+    """
+    rows = {arrival.head.sop_instance_uid: _row(arrival) for arrival in reversed(arrivals)}
+    added = insert_new(connection, instances, list(rows.values()))
+    others = [uid for uid in rows if uid not in added]
+    valid = {uid: row["sha256"] for uid, row in rows.items()}
+    if others:
+        query = select(instances.c.sop_instance_uid, instances.c.sha256)
+        query = query.where(instances.c.sop_instance_uid.in_(others))
+        valid |= {row.sop_instance_uid: row.sha256 for row in connection.execute(query)}
+    outcomes: list[Kept] = []
+    for arrival in arrivals:
+        uid = arrival.head.sop_instance_uid
+        outcomes.append("aside" if valid[uid] != arrival.file.sha256 else "new" if uid in added else "same")
+        added.discard(uid)  # the same once more is not new
+    insert_new(connection, asides, [_aside(a) for a, kept in zip(arrivals, outcomes, strict=True) if kept == "aside"])
+    _touch(connection, [a for a, kept in zip(arrivals, outcomes, strict=True) if kept == "new"], pseudonyms)
+    _associate(connection, arrivals, receiver, known)
+    return outcomes
+
+
+def _touch(connection: Connection, arrivals: Sequence[Arrival], pseudonyms: Pseudonyms) -> None:
+    """Series that got something new are open again."""
+    last = {arrival.head.series_uid: arrival for arrival in arrivals}
+    for uid, arrival in sorted(last.items()):
+        head = arrival.head
+        row = {
+            "series_uid": uid,
+            "study_uid": head.study_uid,
+            "patient_key": pseudonyms("patient", f"{head.issuer}\0{head.patient_id}"),
+            "modality": head.modality if head.modality in MODALITIES else "",
+            "first_received_at": arrival.at,
+            "last_received_at": arrival.at,
+            "priority": arrival.priority,
+        }
+        insert_or_update(connection, series, row, ("last_received_at",), ("complete_at", "counted_at"))
+        if arrival.priority:
+            raise_priority(connection, uid, arrival.priority)
+
+
+def raise_priority(connection: Connection, series_uid: str, priority: int) -> None:
+    """Give a series at least this priority, for jobs that it leads to from now on."""
+    lower = (series.c.series_uid == series_uid) & (series.c.priority < priority)
+    connection.execute(update(series).where(lower).values(priority=priority))
+
+
+def _associate(connection: Connection, arrivals: Sequence[Arrival], receiver: str, known: set[Any]) -> None:
+    """Which open associations brought which series, and when last (to a second or so)."""
+    last = {arrival.association: arrival.at for arrival in arrivals if arrival.association}
+    for association, at in sorted(last.items()):
+        if (association, int(at)) not in known:
+            row = {"id": association, "receiver": receiver, "touched_at": at}
+            insert_or_update(connection, associations, row, ("touched_at",))
+            known.add((association, int(at)))
+    pairs = {(arrival.association, arrival.head.series_uid) for arrival in arrivals if arrival.association} - known
+    insert_new(connection, association_series, [{"association_id": a, "series_uid": uid} for a, uid in sorted(pairs)])
+    known |= pairs
+
+
+def _row(arrival: Arrival) -> dict[str, Any]:
+    head = arrival.head
+    return {
+        "sop_instance_uid": head.sop_instance_uid,
+        "series_uid": head.series_uid,
+        "study_uid": head.study_uid,
+        "sop_class_uid": head.sop_class_uid,
+        "transfer_syntax": arrival.file.transfer_syntax,
+        **_of_file(arrival),
+    }
+
+
+def _aside(arrival: Arrival) -> dict[str, Any]:
+    uids = {"sop_instance_uid": arrival.head.sop_instance_uid, "series_uid": arrival.head.series_uid}
+    return {**uids, **_of_file(arrival)}
+
+
+def _of_file(arrival: Arrival) -> dict[str, Any]:
+    file = arrival.file
+    of_file = {"sha256": file.sha256, "size": file.size, "file": file.file}
+    return {**of_file, "source": arrival.source, "received_at": arrival.at}

@@ -1,0 +1,216 @@
+"""The steps of a job. Each can be repeated at any point: what is done is found in the tables and not done again.
+
+A step returns ``None`` when the job goes on, else the code of why this attempt ends. It never raises for what a job or
+a peer does, since what is raised would be kept and logged with its text.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import Engine, Row, select
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from accunet_monai.errors import AccunetError, PacsError
+from accunet_monai.pacs.database import reading
+from accunet_monai.pacs.decoding import Decoder
+from accunet_monai.pacs.delivering import Channel, open_channel
+from accunet_monai.pacs.jobs import Hold, deliveries_of
+from accunet_monai.pacs.leases import Lease
+from accunet_monai.pacs.logs import event
+from accunet_monai.pacs.replacing import rejection_note, replaced_file
+from accunet_monai.pacs.segmenting import Models, profile_of, scratch, store_seg, stored_file
+from accunet_monai.pacs.settings import Site
+from accunet_monai.pacs.tables import jobs
+
+DATABASE_AWAY = (OperationalError, InterfaceError)
+MAY_PASS = frozenset(
+    {
+        *("PACS_UNREACHABLE", "PACS_REFUSED", "PACS_SECRET", "SEND_REFUSED", "QUERY_FAILED", "NOT_CONFIRMED"),
+        *("INSTANCE_MISSING", "OUT_OF_MEMORY", "UNEXPECTED"),
+    }
+)
+"""Codes of failures after which another attempt is made."""
+
+ASK_AFTER = (0.0, 0.2, 1.0, 3.0)
+"""Seconds to wait before each question whether the destination has the object."""
+
+Step = Callable[[Hold], str | None]
+T = TypeVar("T")
+
+
+@dataclass
+class Steps:
+    """What the steps of all jobs of a worker share.
+
+    Args:
+        site: its settings.
+        engine: of the database.
+        lease: of the worker.
+        models: in memory.
+        decoder: for their pixels.
+        stop: set when the worker stops, and when it lost its lease.
+        lost: set when it lost its lease.
+    """
+
+    site: Site
+    engine: Engine
+    lease: Lease
+    models: Models
+    decoder: Decoder
+    stop: threading.Event = field(default_factory=threading.Event)
+    lost: threading.Event = field(default_factory=threading.Event)
+
+    def segment(self, job_id: str, attempt: int) -> str | None:
+        """Read, infer, write the SEG, decode and compare it, store it."""
+        return self._guarded("segment", job_id, attempt, self._segment)
+
+    def send(self, job_id: str, attempt: int, destination: str) -> str | None:
+        """Send the stored bytes to a destination, unless it has them; a failure is the destination's alone."""
+        return self._guarded("send", job_id, attempt, lambda hold: self._send(hold, destination), destination)
+
+    def confirm(self, job_id: str, attempt: int, destination: str) -> str | None:
+        """Ask a destination whether it has the object; likewise."""
+        return self._guarded("confirm", job_id, attempt, lambda hold: self._confirm(hold, destination), destination)
+
+    def reject(self, job_id: str, attempt: int, destination: str) -> str | None:
+        """Where a destination wants it, a note that the SEG of an earlier revision is replaced; likewise."""
+        return self._guarded("reject", job_id, attempt, lambda hold: self._reject(hold, destination), destination)
+
+    def finish(self, job_id: str, attempt: int, code: str | None) -> str | None:
+        """End the job, or this attempt when a destination failed."""
+        return self._guarded("finish", job_id, attempt, lambda hold: self._finish(hold, code))
+
+    def destinations(self, job_id: str) -> list[str]:
+        """Where a job's result goes."""
+        return self._patiently("destinations", lambda: list(deliveries_of(self.engine, job_id)))
+
+    def _segment(self, hold: Hold) -> str | None:
+        row = hold.claim()
+        if row is None:
+            return "NOT_CLAIMED"
+        if row.seg_sha256 is not None:
+            return None
+        rule = self.models.rule(row.bundle)
+        model = self.models.get(row.bundle, row.bundle_digest)
+        replaced = replaced_file(self.site, self.engine, row.id)
+        profile = profile_of(self.site, rule)
+        seg = store_seg(self.engine, self.site, model, row.revision_id, profile, rule.planes, replaced, self.decoder)
+        names = () if row.shadow else rule.destinations
+        hold.stored(seg.file, seg.sha256, seg.sop_instance_uid, names)
+        return None
+
+    def _send(self, hold: Hold, destination: str) -> str | None:
+        row = self._job(hold)
+        before = deliveries_of(self.engine, hold.job_id)[destination]
+        if before == "confirmed":
+            return None
+        channel = self._channel(destination)
+        file = stored_file(self.site, row.seg_file, row.seg_sha256)
+        if before != "waiting" and channel.has(file):
+            hold.confirmed(destination)
+        elif hold.sending(destination):
+            channel.send(file)
+        return None
+
+    def _confirm(self, hold: Hold, destination: str) -> str | None:
+        if deliveries_of(self.engine, hold.job_id)[destination] in ("confirmed", "failed"):
+            return None
+        row = self._job(hold)
+        channel, file = self._channel(destination), stored_file(self.site, row.seg_file, row.seg_sha256)
+        self._ask(channel, file, destination)
+        hold.confirmed(destination)
+        return None
+
+    def _ask(self, channel: Channel, file: Path, destination: str) -> None:
+        for seconds in ASK_AFTER:
+            time.sleep(seconds)
+            if channel.has(file):
+                return
+        raise PacsError("NOT_CONFIRMED", f"{destination} answered that it stored the object, and does not have it.")
+
+    def _reject(self, hold: Hold, destination: str) -> str | None:
+        if not self.site.destination(destination).rejection_note:
+            return None
+        replaced = replaced_file(self.site, self.engine, hold.job_id, destination)
+        if replaced is None:
+            return None
+        channel = self._channel(destination)
+        with scratch(self.site) as folder:
+            rejection_note(replaced, folder / "note.dcm")
+            hold.rejecting(destination)
+            if channel.has(replaced) and not channel.has(folder / "note.dcm"):
+                channel.send(folder / "note.dcm")
+                self._ask(channel, folder / "note.dcm", destination)
+        return None
+
+    def _finish(self, hold: Hold, code: str | None) -> str | None:
+        if code is None:
+            state = hold.finished()
+            event("job_ended", job=hold.job_id, state=state, attempt=hold.attempt)
+        else:
+            self._failed(hold, "deliver", code)
+        return code
+
+    def _channel(self, destination: str) -> Channel:
+        return open_channel(self.site, self.site.destination(destination))
+
+    def _job(self, hold: Hold) -> Row[tuple[str, ...]]:
+        with reading(self.engine) as connection:
+            return connection.execute(select(jobs).where(jobs.c.id == hold.job_id)).one()
+
+    def _guarded(self, name: str, job_id: str, attempt: int, step: Step, destination: str | None = None) -> str | None:
+        hold = Hold(self.engine, self.lease, job_id, attempt)
+        return self._patiently(name, lambda: self._judged(name, hold, step, destination))
+
+    def _patiently(self, name: str, work: Callable[[], T]) -> T:
+        """Do it again for as long as the database is away."""
+        pause = 0.1
+        while True:
+            try:
+                return work()
+            except DATABASE_AWAY:
+                event("database_away", logging.WARNING, step=name)
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+
+    def _judged(self, name: str, hold: Hold, step: Step, destination: str | None) -> str | None:
+        """The step's code; what it raises is written down with the job, not passed on."""
+        try:
+            try:
+                return step(hold)
+            except DATABASE_AWAY:
+                raise
+            except AccunetError as error:
+                if error.code in ("LEASE_LOST", "JOB_TAKEN"):
+                    raise
+                code, detail = error.code, name
+            except MemoryError:
+                code, detail = "OUT_OF_MEMORY", name
+            except Exception as error:  # whatever it is, the other jobs go on
+                code, detail = "UNEXPECTED", f"{name}: {type(error).__name__}"
+            if destination is None:
+                return self._failed(hold, detail, code)
+            hold.not_delivered(destination, code)
+            event("delivery_failed", logging.WARNING, job=hold.job_id, destination=destination, code=code, step=detail)
+            return code
+        except PacsError as error:
+            if error.code == "LEASE_LOST":
+                self.lost.set()
+                self.stop.set()
+            elif error.code != "JOB_TAKEN":
+                raise
+            event("job_let_go", logging.WARNING, job=hold.job_id, code=error.code)
+            return error.code
+
+    def _failed(self, hold: Hold, detail: str, code: str) -> str:
+        state = hold.failed(code, passes=code in MAY_PASS, attempts=self.site.jobs.attempts, detail=detail)
+        level = logging.ERROR if state == "dead" else logging.WARNING
+        event("job_failed", level, job=hold.job_id, attempt=hold.attempt, code=code, state=state, step=detail)
+        return code

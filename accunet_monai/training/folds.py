@@ -1,0 +1,235 @@
+"""Cross-validation: every case is predicted by a network that was not trained on it, nor on another of its subject."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from accunet_monai.bundle import WEIGHTS, find_bundle, label_names, load_bundle, read_plain, write_manifest
+from accunet_monai.datasets import Case, decathlon_cases, folds_by_subject, read_split
+from accunet_monai.errors import DatasetError
+from accunet_monai.evaluation import Row, Summary, measure_case, print_summary, write_report, write_rows
+from accunet_monai.training.bundle_copy import copy_bundle
+from accunet_monai.training.cleaning_choice import choose_cleaning, cleaning_arguments, cleaning_scores
+from accunet_monai.training.handlers import LAST_WEIGHTS
+from accunet_monai.training.resume import is_finished, state_path
+from accunet_monai.training.run_file import read_run_file, write_run_file
+from accunet_monai.training.tracking import finish_run, start_parent_run
+from accunet_monai.training.tracking.runs import beat, connect
+from accunet_monai.volumes import read_label_map, write_label_map
+from accunet_monai.volumes.cleaning import clean_labels
+from accunet_monai.workflow import run_config
+
+Overrides = Mapping[str, Any]
+PathLike = str | os.PathLike[str]
+
+
+def cross_validate(
+    bundle: PathLike,
+    overrides: Overrides,
+    overlays: Sequence[PathLike] = (),
+    folds: int = 5,
+    fold: int | None = None,
+    network: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Summary | None:
+    """Train a network for each fold, predict each case with the one that has not seen its subject, and measure.
+
+    ``output_dir`` gets ``fold_K`` with each training, its predictions (``predictions/CASE.nii.gz``) and ``cases.csv``;
+    the table, summary and plots of all cases; and ``bundle``, which predicts with all folds' networks. The folds are
+    those of the bundle's ``split.json``; where it has another number of them they are drawn by subject.
+
+    The number at the end is honest: a fold's last weights are taken, not those that its own cases would choose, and how
+    its label maps are cleaned is chosen on the other folds' cases.
+
+    Args:
+        bundle: a shipped bundle's name or a bundle's folder.
+        overrides: as of :func:`~accunet_monai.workflow.run_config`; ``output_dir`` is that of all folds.
+        overlays: as there.
+        folds: number of folds.
+        fold: train this one alone (from 0), e.g. each on a machine of its own, and collect afterwards with ``resume``.
+        network: another network to train on the same folds, ``"basic_unet"``.
+        resume: go on: finished folds are not trained again.
+        overwrite: begin anew.
+
+    Returns:
+        What the out-of-fold table comes to; ``None`` for one fold.
+
+    Raises:
+        DatasetError: ``RUN_UNFINISHED`` when there are trainings in ``output_dir``, ``FOLDS_TOO_MANY``,
+            ``FOLDS_PROCESSES``, ``DATASET_…``.
+        BundleError: as ``run_config``.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        hint = "Train each fold by torchrun with fold K and output_dir …/fold_K, then collect by --folds --resume."
+        raise DatasetError("FOLDS_PROCESSES", "folds are trained by one process.", hint=hint)
+    run = _CrossValidation(find_bundle(bundle), overrides, overlays, folds, network)
+    wanted = range(folds) if fold is None else [fold]
+    if not 0 <= wanted[0] < folds:
+        raise DatasetError("SPLIT_INVALID", f"there is no fold {fold} of {folds}.", hint="They are counted from 0.")
+    if overwrite and not resume:
+        for number in wanted:
+            shutil.rmtree(run.folder(number), ignore_errors=True)
+    if not resume and any(state_path(run.folder(number)).exists() for number in wanted):
+        hint = "Go on with them (--resume), begin anew (--overwrite), or give another output_dir."
+        raise DatasetError("RUN_UNFINISHED", "trainings of folds lie here.", path=run.output_dir, hint=hint)
+    run.prepare()
+    if fold is not None:
+        run.train(fold, None)
+        return None
+    earlier = read_run_file(run.output_dir).get("run_id") if resume else None
+    parent = start_parent_run(run.experiment, f"{folds} folds", run.runs_dir, {"folds": str(folds)}, earlier)
+    write_run_file(run.output_dir, {"run_id": parent})
+    try:
+        for number in wanted:
+            run.train(number, parent)
+        summary = run.collect(parent)
+    except BaseException as error:
+        finish_run(parent, "FAILED" if isinstance(error, Exception) else "KILLED", run.runs_dir)
+        raise
+    finish_run(parent, "FINISHED", run.runs_dir)
+    return summary
+
+
+class _CrossValidation:
+    """Where things lie and what the config says."""
+
+    def __init__(
+        self, source: Path, overrides: Overrides, overlays: Sequence[PathLike], folds: int, network: str | None
+    ) -> None:
+        merged = dict(read_plain(source / "configs" / "train.yaml"))
+        for overlay in overlays:
+            merged |= read_plain(Path(overlay))
+        merged |= overrides
+        self.source, self.overlays, self.folds, self.network = source, tuple(overlays), folds, network
+        self.experiment = str(read_plain(source / "configs" / "train.yaml")["train"]["tracker"]["experiment"])
+        self.runs_dir = Path(str(merged["runs_dir"]))
+        name = "_".join([source.name, *([network] if network else []), f"{folds}_folds"])
+        self.output_dir = Path(str(overrides.get("output_dir", self.runs_dir / name)))
+        self.overrides = {key: value for key, value in overrides.items() if key != "output_dir"}
+        self.dataset_dir, self.seed = str(merged["dataset_dir"]), int(merged["seed"])
+        self.limit, self.ignore_label = merged.get("limit_cases"), merged.get("ignore_label")
+        self.device = str(overrides.get("device", "cpu"))
+        self.split_file = str(overrides.get("split_file", source / "configs" / "split.json"))
+        if "device" not in overrides:
+            import torch
+
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def bundle(self) -> Path:
+        return self.output_dir / "bundle"
+
+    def folder(self, fold: int) -> Path:
+        return self.output_dir / f"fold_{fold}"
+
+    def prepare(self) -> None:
+        """The bundle that all folds train: with the folds in its split, and label maps not cleaned yet."""
+        split = json.loads(Path(self.split_file).read_text(encoding="utf-8")) if Path(self.split_file).is_file() else {}
+        if split:
+            read_split(self.split_file)  # refuses what is none
+        if len(split.get("folds", [])) != self.folds:
+            cases = decathlon_cases(self.dataset_dir, self.split_file if split else None)
+            split |= {"folds": folds_by_subject(cases, self.folds, self.seed)}
+            split |= {"subjects": {case["case"]: case["subject"] for case in cases}, "parts": split.get("parts", {})}
+        copy_bundle(self.source, self.bundle, self.network, cleaning={}, split=split)
+
+    def train(self, fold: int, parent: str | None) -> None:
+        """Train a fold unless that is done."""
+        if is_finished(self.folder(fold)):
+            Console().print(f"fold {fold}: trained already", highlight=False)
+            return
+        Console().rule(f"fold {fold} of {self.folds}")
+        values = {**self.overrides, "output_dir": str(self.folder(fold)), "fold": fold, "resume": True}
+        values |= {"split_file": str(self.bundle / "configs" / "split.json")}
+        values |= {} if parent is None else {"parent_run": parent}
+        run_config(self.bundle, "train", values, self.overlays)
+
+    def collect(self, parent: str) -> Summary:
+        """Predict, choose how to clean, measure, and write the bundle that has all folds' networks."""
+        labels = label_names(self.bundle)
+        client = connect(self.runs_dir)
+        predicted = []
+        for fold in range(self.folds):
+            beat(client, parent)
+            predicted.append(self._predict(fold))
+        scores = [[cleaning_scores(*case.maps(), list(labels)) for case in cases] for cases in predicted]
+        rows: list[Row] = []
+        for fold, cases in enumerate(predicted):
+            others = [score for other, found in enumerate(scores) if other != fold for score in found]
+            chosen = choose_cleaning(others, list(labels))
+            mine = [
+                row for case in cases for row in case.measured(cleaning_arguments(chosen), labels, self.ignore_label)
+            ]
+            write_rows(mine, self.folder(fold) / "cases.csv")
+            rows += mine
+        chosen = choose_cleaning([score for found in scores for score in found], list(labels))
+        ways = ", ".join(f"{labels[label]}: {way}" for label, way in chosen.items())
+        title = f"{self.folds} folds of {self.source.name}"
+        summary = write_report(self.output_dir, rows, title, about={"cleaning": ways})
+        print_summary(summary, f"{title}, each case predicted by a network that has not seen its subject")
+        self._ensemble(cleaning_arguments(chosen))
+        client.log_metric(parent, "out_of_fold_dice", summary.overall["dice"].mean)
+        for name, measures in summary.labels.items():
+            client.log_metric(parent, f"out_of_fold_dice_{name.replace(' ', '_')}", measures["dice"].mean)
+        return summary
+
+    def _predict(self, fold: int) -> list[_Case]:
+        """The fold's cases with label maps that are not cleaned; what is there already is not made again."""
+        split = self.bundle / "configs" / "split.json"
+        cases = decathlon_cases(self.dataset_dir, split, "validation", self.limit, fold=fold)
+        found = [_Case(case, self.folder(fold)) for case in cases]
+        missing = [case for case in found if not case.raw.is_file()]
+        if missing:
+            predictor = load_bundle(self.bundle, self.folder(fold) / LAST_WEIGHTS, self.device)
+            for case in missing:
+                prediction: Any = predictor.predict(case.files["image"], ignore_contract=True)
+                write_label_map(case.raw, prediction.label_map, prediction.image)
+        return found
+
+    def _ensemble(self, cleaning: Mapping[str, Any]) -> None:
+        copy_bundle(
+            self.source, self.bundle, self.network, cleaning, read_plain(self.bundle / "configs" / "split.json")
+        )
+        models = self.bundle / "models"
+        models.mkdir(exist_ok=True)
+        for fold in range(self.folds):
+            shutil.copy2(self.folder(fold) / LAST_WEIGHTS, models / f"fold_{fold}.safetensors")
+        shutil.copy2(
+            models / "fold_0.safetensors", self.bundle / WEIGHTS
+        )  # what it predicts with when asked for nothing
+        write_manifest(self.bundle)
+        weights = " ".join(f"--weights {models / f'fold_{fold}.safetensors'}" for fold in range(self.folds))
+        command = f"accunet predict IMAGES --bundle {self.bundle} {weights}"
+        Console().print(f"predict with all folds:\n  {command}", highlight=False, soft_wrap=True)
+
+
+class _Case:
+    """A case of a fold: its files, and its label map before it is cleaned."""
+
+    def __init__(self, files: Case, folder: Path) -> None:
+        self.files = files
+        self.raw = folder / "raw" / f"{files['case']}.nii.gz"
+        self.cleaned = folder / "predictions" / f"{files['case']}.nii.gz"
+
+    def maps(self) -> tuple[Any, Any, float]:
+        """Prediction, reference, volume of a voxel in mm³."""
+        prediction = read_label_map(self.raw)
+        return prediction.array, read_label_map(self.files["label"]).array, float(np.prod(prediction.spacing))
+
+    def measured(self, cleaning: Mapping[str, Any], labels: Mapping[int, str], ignore_label: int | None) -> list[Row]:
+        """Rows of the cleaned label map, which is written."""
+        raw, reference, voxel = self.maps()
+        like = read_label_map(self.raw)
+        cleaned = clean_labels(raw, voxel, **cleaning)
+        write_label_map(self.cleaned, cleaned, like)
+        names = {"case": self.files["case"], "subject": self.files["subject"]}
+        return measure_case(cleaned, reference, like.spacing, labels, ignore_label=ignore_label, **names)

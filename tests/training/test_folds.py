@@ -1,0 +1,158 @@
+"""Cross-validation on a made dataset, killed on its way; and how label maps are cleaned is chosen elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+from accunet_monai.bundle import load_bundle, read_plain, verify_bundle
+from accunet_monai.errors import BundleError, DatasetError
+from accunet_monai.evaluation import read_rows
+from accunet_monai.training import StopOnNonFinite, cross_validate
+from accunet_monai.training.bundle_copy import copy_bundle, with_other_network
+from accunet_monai.training.cleaning_choice import choose_cleaning, cleaning_arguments, cleaning_scores
+from accunet_monai.training.folds import _CrossValidation
+from accunet_monai.volumes import read_label_map
+from tests.training.small import Killed
+from tests.training.test_kill import weights
+from tests.training.tiny_bundle import CASES, tiny_bundle
+
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def runs_of(folder: Path) -> list[Any]:
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("hippocampus_mri")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
+    """The training of a fold ends as by SIGKILL in this iteration, counted over all folds."""
+    real, left = StopOnNonFinite.check, [iteration]
+
+    def check(self: StopOnNonFinite, engine: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        real(self, engine)
+
+    monkeypatch.setattr(StopOnNonFinite, "check", check)
+
+
+def test_a_killed_cross_validation_goes_on_and_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {**tiny_bundle(tmp_path, folds=2), "max_epochs": 1}
+    alone, killed = tmp_path / "alone", tmp_path / "out"
+    assert cross_validate(tmp_path / "bundle", {**values, "output_dir": str(alone)}, folds=2, fold=1) is None
+    assert {path.name for path in alone.iterdir()} == {"bundle", "fold_1"}
+    with monkeypatch.context() as patch:
+        kill_at(patch, 5)  # three iterations a fold: in the second
+        with pytest.raises(Killed):
+            cross_validate(tmp_path / "bundle", values, folds=2)
+    with pytest.raises(DatasetError, match="--resume") as caught:
+        cross_validate(tmp_path / "bundle", values, folds=2)
+    assert caught.value.code == "RUN_UNFINISHED"
+    first = (killed / "fold_0" / "last.safetensors").stat().st_mtime_ns
+    summary: Any = cross_validate(tmp_path / "bundle", values, folds=2, resume=True)
+    assert (killed / "fold_0" / "last.safetensors").stat().st_mtime_ns == first  # not trained again
+    assert weights(killed / "fold_1") == weights(alone / "fold_1")
+    runs = runs_of(tmp_path)
+    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+    _, parent, *nested = runs
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parent.info.run_id}
+    assert {run.data.tags["fold"] for run in nested} == {"0", "1"}
+    assert parent.data.metrics["out_of_fold_dice"] == pytest.approx(summary.overall["dice"].mean)
+    _check_folder(tmp_path, killed)
+
+
+def _check_folder(tmp_path: Path, output: Path) -> None:
+    """Every case was predicted by the network that has not seen its subject, and the bundle has all networks."""
+    rows = read_rows(output / "cases.csv")
+    assert [row["case"] for row in rows] == [case for case in CASES[:4] for _ in range(2)]
+    assert {row["case"]: row["subject"] for row in rows} == {
+        case: f"subject_{n // 2}" for n, case in enumerate(CASES[:4])
+    }
+    for fold in range(2):
+        mine = {path.name.removesuffix(".nii.gz") for path in (output / f"fold_{fold}" / "predictions").iterdir()}
+        assert mine == set(CASES[2 * fold : 2 * fold + 2])
+        predictor = load_bundle(output / "bundle", output / f"fold_{fold}" / "last.safetensors")
+        image = tmp_path / "data" / "imagesTr" / f"{CASES[2 * fold]}.nii.gz"
+        stored = read_label_map(output / f"fold_{fold}" / "raw" / f"{CASES[2 * fold]}.nii.gz").array
+        plain = load_bundle(copy_bundle(output / "bundle", tmp_path / f"plain_{fold}", cleaning={}), predictor.weights)
+        np.testing.assert_array_equal(plain.predict(image).label_map, stored)
+    verify_bundle(output / "bundle")
+    files = sorted((output / "bundle" / "models").glob("fold_*"))
+    assert [path.name for path in files] == [f"fold_{fold}.safetensors" for fold in range(2)]
+    assert load_bundle(output / "bundle", files).predict(image).label_map.shape == stored.shape
+
+
+def test_folds_are_drawn_by_subject_where_the_split_has_others(tmp_path: Path) -> None:
+    values = tiny_bundle(tmp_path)
+    with pytest.raises(DatasetError, match="no fold 2 of 2"):
+        cross_validate(tmp_path / "bundle", values, folds=2, fold=2)
+    run = _CrossValidation(tmp_path / "bundle", values, (), 2, None)
+    run.prepare()
+    split = json.loads((run.bundle / "configs" / "split.json").read_text())
+    assert sorted(case for fold in split["folds"] for case in fold) == CASES
+    subjects = [{split["subjects"][case] for case in fold} for fold in split["folds"]]
+    assert len(subjects) == 2
+    assert not subjects[0] & subjects[1]
+
+
+def speckled(seed: int, where: tuple[int, ...] = (1,)) -> tuple[np.ndarray, np.ndarray, float]:
+    """A prediction whose label 1 has stray voxels and whose label 2 is in two halves that belong together."""
+    reference = np.zeros((12, 12, 12), np.uint8)
+    reference[2:6, 2:6, 2:6] = 1
+    reference[8:10, 1:4, 8:10] = 2
+    reference[8:10, 6:9, 8:10] = 2
+    prediction = reference.copy()
+    rng = np.random.default_rng(seed)
+    for _ in range(4):
+        prediction[0, rng.integers(12), 11] = 1
+    return prediction, reference, 1.0
+
+
+def test_each_label_is_cleaned_as_helps_it() -> None:
+    scores = [cleaning_scores(*speckled(seed), [1, 2]) for seed in range(3)]
+    chosen = choose_cleaning(scores, [1, 2])
+    assert chosen == {1: "largest_component", 2: "none"}
+    assert cleaning_arguments(chosen) == {"largest_component": [1]}
+    one = scores[0]
+    assert one[1, "largest_component"] == 1.0
+    assert one[2, "none"] == 1.0
+    assert one[2, "largest_component"] == pytest.approx(2 * 12 / 36)
+    hollow = speckled(0)
+    hollow[0][3:5, 3:5, 3:5] = 0
+    assert choose_cleaning([cleaning_scores(*hollow, [1, 2])], [1, 2])[1] == "both"
+
+
+def test_a_bundle_with_another_network_trains_and_predicts(tmp_path: Path) -> None:
+    from accunet_monai.workflow import run_config
+
+    values = {**tiny_bundle(tmp_path), "max_epochs": 1}
+    del values["output_dir"]
+    copied = with_other_network(tmp_path / "bundle", values, "basic_unet")
+    assert values["output_dir"] == f"{tmp_path / 'runs'}/bundle_basic_unet"
+    shutil.rmtree(tmp_path / "bundle")
+    run_config(copied, "train", values)
+    predictor = load_bundle(copied, Path(values["output_dir"]) / "best.safetensors")
+    assert type(predictor.network).__name__ == "BasicUNet"
+    assert predictor.predict(tmp_path / "data" / "imagesTr" / "case_0.nii.gz").label_map.shape == (10, 20, 18)
+    for name in ("train", "evaluate", "inference"):
+        network_def = read_plain(Path(copied) / "configs" / f"{name}.yaml")["network_def"]
+        assert (network_def["in_channels"], network_def["out_channels"]) == (3, 3)
+    with pytest.raises(BundleError, match="Did you mean 'basic_unet'"):
+        with_other_network(copied, {}, "basicunet")

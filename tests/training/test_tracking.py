@@ -1,0 +1,518 @@
+"""The tracker on a small real training and a real MLflow store in SQLite."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import os
+import re
+import shlex
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ignite.engine import Engine, Events
+from mlflow import MlflowClient
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from PIL import Image
+
+from accunet_monai.bundle import load_bundle, read_manifest, verify_bundle
+from accunet_monai.evaluation import read_rows
+from accunet_monai.networks import load_network
+from accunet_monai.training import CaseDice, MLflowTracker
+from accunet_monai.training.run_file import read_run_file, run_header, write_run_file
+from accunet_monai.training.tracking import (
+    TrackingError,
+    close_stale_runs,
+    finish_run,
+    resolved_config,
+    start_parent_run,
+    tidy,
+    tracking_uri,
+)
+from accunet_monai.training.tracking.best import BestValidation
+from accunet_monai.training.tracking.identity import Identities
+from accunet_monai.training.tracking.means import EpochMeans
+from accunet_monai.training.tracking.outbox import UNSENT, Outbox, logged_metrics
+from accunet_monai.training.tracking.pictures import ValidationPictures
+from accunet_monai.training.tracking.runs import HEARTBEAT, STALE_SECONDS, connect, open_experiment, start_run
+from accunet_monai.training.tracking.settings import params_of
+from accunet_monai.volumes import Volume, read_volume
+from tests.training.tracked import LABELS, Training, nifti_cases, volume_bundle
+from tests.volumes.nifti_as_dicom import write_series
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*set_model.*:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The tests' runs go to their own database, whatever the machine's environment says."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of one MLflow database for all tests here; each test has its own experiment."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def client(store: Path) -> MlflowClient:
+    return connect(store)
+
+
+@pytest.fixture
+def experiment(client: MlflowClient, store: Path, tmp_path: Path) -> str:
+    return open_experiment(client, tmp_path.name, store)
+
+
+@pytest.fixture(scope="module")
+def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Training, str, Path]]:
+    """A training that has come to its end, its run, and its folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    bundle = volume_bundle(folder)
+    cases = nifti_cases(folder / "data", 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        training = Training(bundle, cases, folder / "out", tracked={"folder": store, "pictures": 1, "spatial_dim": 0})
+        run_id = training.run()
+    return training, run_id, folder
+
+
+def metric_steps(client: MlflowClient, run_id: str) -> Counter[tuple[str, int]]:
+    names = client.get_run(run_id).data.metrics
+    return Counter((name, entry.step) for name in names for entry in client.get_metric_history(run_id, name))
+
+
+def pictures(client: MlflowClient, run_id: str) -> Counter[tuple[str, int]]:
+    names = [Path(item.path).name for item in client.list_artifacts(run_id, "images") if item.path.endswith(".png")]
+    return Counter((name.split("+")[0], int(name.split("+")[2])) for name in names)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is logged
+
+
+def test_a_run_tells_what_happened(client: MlflowClient, finished: tuple[Training, str, Path]) -> None:
+    training, run_id, folder = finished
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["version.torch"] == version("torch")
+    assert "| front | 0." in run.data.tags["mlflow.note.content"]
+    assert run.data.metrics["learning_rate"] == 0.01
+    assert run.data.metrics["val_mean_dice"] == pytest.approx(training.metric.compute())
+    assert {"system/cpu_utilization_percentage", "val_dice_front", "val_dice_back"} <= set(run.data.metrics)
+    steps = [entry.step for entry in client.get_metric_history(run_id, "val_mean_dice")]
+    assert steps == [1, 2]
+    experiment = client.get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    names = {item.path for item in client.list_artifacts(run_id)}
+    assert names >= {
+        "bundle", "config.yaml", "split.json", "images", "cases.csv", "cases.parquet", "cases.json", "summary.json",
+        "bland_altman.png", "boxes.png", "reliability.png", "review.html", "validation_cases.csv",
+    }  # fmt: skip
+    assert not (folder / "out" / UNSENT).exists()
+    keys = ("val_01_case_00", "worst_01", "worst_02", "worst_03")
+    assert pictures(client, run_id) == {(key, step): 1 for key in keys for step in (0, 1, 2)}
+
+
+def test_the_datasets_are_inputs_with_their_digest(client: MlflowClient, finished: tuple[Training, str, Path]) -> None:
+    _, run_id, folder = finished
+    run = client.get_run(run_id)
+    inputs = {item.tags[0].value: item.dataset for item in run.inputs.dataset_inputs}
+    assert inputs.keys() == {"training", "validation"}
+    assert run.data.tags["dataset.training"].startswith(inputs["training"].digest)
+    assert inputs["training"].profile == '{"cases": 3, "subjects": 2}'
+    assert read_run_file(folder / "out")["dataset_digest"] == run.data.tags["dataset"]
+    assert run_header(folder / "out") == {"mlflow_run": run_id, "dataset_digest": run.data.tags["dataset"]}
+
+
+def test_the_table_is_of_the_best_weights(
+    client: MlflowClient, finished: tuple[Training, str, Path], tmp_path: Path
+) -> None:
+    """The logged bundle, run by the predictor on the files, gives the Dice of the logged table."""
+    _, run_id, folder = finished
+    bundle = Path(client.download_artifacts(run_id, "bundle", str(tmp_path)))
+    manifest = read_manifest(bundle)
+    assert manifest is not None
+    assert (manifest.mlflow_run, manifest.dataset_digest) == (run_id, client.get_run(run_id).data.tags["dataset"])
+    verify_bundle(bundle)
+    best = load_network(folder / "out" / "best.safetensors")
+    logged = load_network(bundle / "models" / "model.safetensors")
+    assert torch.equal(best.head.weight, logged.head.weight)
+    rows = read_rows(client.download_artifacts(run_id, "cases.csv", str(tmp_path)))
+    predictor = load_bundle(bundle)
+    assert {row["subject"] for row in rows} == {"subject_0", "subject_1"}
+    for row in rows:
+        found = predictor.predict(folder / "data" / "imagesTr" / f"{row['case']}.nii.gz").label_map
+        reference = np.asarray(read_volume(folder / "data" / "labelsTr" / f"{row['case']}.nii.gz").array)
+        (label,) = (value for value, name in LABELS.items() if name == row["label"])
+        total = int((found == label).sum()) + int((reference == label).sum())
+        assert row["dice"] == pytest.approx(2 * int(((found == label) & (reference == label)).sum()) / total)
+
+
+def test_the_worst_cases_are_pictured_the_worst_first() -> None:
+    reference = torch.zeros(1, 10, 10, 4)
+    reference[:, :, :, 1:3] = 1
+    book = ValidationPictures({1: "organ"}, 2, 3, 2, Identities())
+    for number, share in enumerate([10, 2, 7, 0, 5, 9], 1):  # rows of the organ that are found
+        prediction = reference.clone()
+        prediction[:, share:] = 0
+        book.add(number, {"case": f"c{share}", "image": MetaTensor(reference), "pred": prediction, "label": reference})
+    taken = [(key, overlay.title) for key, overlay in book.take()]
+    assert [key for key, _ in taken] == ["val_01_c10", "val_02_c2", "worst_01", "worst_02", "worst_03"]
+    assert [title for _, title in taken[2:]] == ["c0: Dice 0.000", "c2: Dice 0.333", "c5: Dice 0.667"]
+    assert book.take() == []
+
+
+def test_a_picture_of_two_dimensions_is_drawn(tmp_path: Path) -> None:
+    grey, labels = torch.rand(3, 20, 30), torch.zeros(1, 20, 30)
+    labels[:, 5:15, 10:20] = 1
+    book = ValidationPictures({1: "gland"}, 1, 0, 2, Identities())
+    book.add(1, {"case": "a", "image": grey, "pred": labels, "label": torch.zeros_like(labels)})
+    ((_, overlay),) = book.take()
+    path = tmp_path / "overlay.png"
+    path.write_bytes(overlay.png({1: "gland"}, 2, 1))
+    drawn = np.asarray(Image.open(path)).astype(int)
+    assert drawn.shape == (20, 30, 3)
+    plain = ((grey - grey.min()) / (grey.max() - grey.min()) * 255).round().permute(1, 2, 0).numpy()
+    apart = np.abs(drawn - plain).max(-1) > 2
+    assert apart[5:15, 10:20].mean() > 0.9
+    assert not apart[:4].any()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# How a run ends
+
+
+def stopped(training: Training, at: int, error: BaseException | None) -> None:
+    """Stop the training at an iteration: by an exception, or by SIGTERM."""
+
+    def stop(engine: Engine) -> None:
+        if error is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            raise error
+
+    training.trainer.add_event_handler(Events.ITERATION_STARTED(once=at), stop)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "status"),
+    [(ValueError("no"), ValueError, "FAILED"), (KeyboardInterrupt(), KeyboardInterrupt, "KILLED"),
+     (None, SystemExit, "KILLED")],
+)  # fmt: skip
+def test_a_run_that_does_not_come_to_its_end_is_closed_at_once(
+    tmp_path: Path, store: Path, client: MlflowClient, error: Any, raised: type[BaseException], status: str
+) -> None:
+    arguments = {"folder": store, "experiment": tmp_path.name, "worst_pictures": 0, "pictures": 0}
+    training = Training(volume_bundle(tmp_path), nifti_cases(tmp_path, 1), tmp_path / "out", tracked=arguments)
+    stopped(training, 2, error)
+    with pytest.raises(raised):
+        training.run()
+    assert training.tracker is not None
+    run = client.get_run(str(training.tracker.run_id))
+    assert run.info.status == status
+    assert run.data.tags["error"] == raised.__name__
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_resumed_run_is_the_same_run_and_has_each_step_once(
+    tmp_path: Path, store: Path, client: MlflowClient
+) -> None:
+    arguments = {"folder": store, "experiment": tmp_path.name, "picture_interval": 1, "resume": True}
+    bundle, cases = volume_bundle(tmp_path), nifti_cases(tmp_path, 1)
+    first = Training(bundle, cases, tmp_path / "out", epochs=3, tracked=arguments)
+    stopped(first, 5, KeyboardInterrupt())  # two epochs of two iterations are logged
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    assert first.tracker is not None
+    before = metric_steps(client, str(first.tracker.run_id))
+    again = Training(bundle, cases, tmp_path / "out", epochs=3, tracked=arguments)
+    statuses = []
+    again.trainer.add_event_handler(
+        Events.EPOCH_STARTED, lambda e: statuses.append(client.get_run(str(first.tracker.run_id)).info.status)
+    )
+    assert again.run() == first.tracker.run_id
+    after = metric_steps(client, str(first.tracker.run_id))
+    assert {("val_mean_dice", 1), ("val_mean_dice", 2)} <= before.keys()
+    assert ("val_mean_dice", 3) not in before
+    assert {("val_mean_dice", 3), ("train_loss", 3)} <= after.keys()
+    assert set(after.values()) == {1}
+    assert set(pictures(client, str(first.tracker.run_id)).values()) == {1}
+    assert statuses == ["RUNNING"] * 3
+    assert client.get_run(str(first.tracker.run_id)).info.status == "FINISHED"
+    assert len(client.search_runs([again.tracker.experiment_id])) == 1  # type: ignore[union-attr]
+
+
+def test_a_run_that_was_killed_is_marked_by_the_age_of_its_heartbeat(
+    client: MlflowClient, experiment: str, store: Path
+) -> None:
+    silent, alive, foreign = (start_run(client, experiment, name) for name in ("silent", "alive", "foreign"))
+    long_ago = time.time() - STALE_SECONDS - 60
+    client.set_tag(silent, HEARTBEAT, f"{long_ago:.0f}")
+    client.delete_tag(foreign, HEARTBEAT)
+    assert close_stale_runs(client, [experiment]) == [silent]
+    found = {run: client.get_run(run).info for run in (silent, alive, foreign)}
+    assert [found[run].status for run in (silent, alive, foreign)] == ["KILLED", "RUNNING", "RUNNING"]
+    assert found[silent].end_time == pytest.approx(long_ago * 1000, abs=1000)
+    client.set_tag(alive, HEARTBEAT, f"{long_ago:.0f}")
+    closed, unsent = tidy([], store)
+    assert closed == [alive]
+    assert unsent == []
+
+
+def test_folds_are_nested_below_a_run_that_stays_alive(client: MlflowClient, store: Path, tmp_path: Path) -> None:
+    parent = start_parent_run(tmp_path.name, "five folds", store, {"folds": "5"})
+    arguments = {"folder": store, "experiment": tmp_path.name, "parent_run": parent, "fold": 3, "worst_pictures": 0}
+    training = Training(volume_bundle(tmp_path), nifti_cases(tmp_path, 1), tmp_path / "out", 1, arguments)
+    client.set_tag(parent, HEARTBEAT, "1000")
+    child = client.get_run(training.run())
+    assert child.data.tags["mlflow.parentRunId"] == parent
+    assert (child.info.run_name, child.data.tags["fold"]) == ("fold 3", "3")
+    assert float(client.get_run(parent).data.tags[HEARTBEAT]) > time.time() - 300
+    finish_run(parent, "FINISHED", store)
+    assert client.get_run(parent).info.status == "FINISHED"
+    assert start_parent_run(tmp_path.name, folder=store, run_id=parent) == parent
+    assert client.get_run(parent).info.status == "RUNNING"
+
+
+def test_a_resumed_run_must_be_there(tmp_path: Path, store: Path) -> None:
+    write_run_file(tmp_path / "out", {"run_id": "f" * 32})
+    arguments = {"folder": store, "experiment": tmp_path.name, "resume": True}
+    training = Training(volume_bundle(tmp_path), nifti_cases(tmp_path, 1), tmp_path / "out", 1, arguments)
+    with pytest.raises(TrackingError, match="ffff") as caught:
+        training.run()
+    assert caught.value.code == "TRACKING_RUN_MISSING"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The outbox
+
+
+def test_what_an_absent_server_did_not_take_is_sent_by_the_next(
+    client: MlflowClient, experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    run_id = start_run(client, experiment, "away")
+    client.log_metric(run_id, "loss", 1.0, step=1)
+    picture = tmp_path / "p.png"
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(picture)
+    absent = Outbox(MlflowClient("http://127.0.0.1:9"), run_id, tmp_path)
+    absent.start()
+    began = time.monotonic()
+    for step in range(1, 1201):
+        absent.metrics({"loss": 1 / step}, step)
+    absent.picture("case", 7, picture.read_bytes)
+    absent.file("notes/a.txt", lambda: b"kept")
+    absent.file("notes/b.txt", lambda: 1 // 0)  # what cannot be made is told, and left out
+    assert time.monotonic() - began < 0.5
+    assert not absent.close("FAILED", patience=0.0)
+    assert client.get_run(run_id).info.status == "RUNNING"
+
+    back = Outbox(client, run_id, tmp_path)
+    back.start(resumed=True)
+    back.metrics({"loss": 99.0}, 5)  # kept already
+    back.metrics({"loss": 0.0}, 1201)
+    assert back.close("FINISHED")
+    history = {entry.step: entry.value for entry in client.get_metric_history(run_id, "loss")}
+    assert history == {step: 1 / step for step in range(1, 1201)} | {1201: 0.0}
+    assert len(client.get_metric_history(run_id, "loss")) == 1202  # step 1 is logged twice: by hand before, and kept
+    assert pictures(client, run_id) == {("case", 7): 1}
+    assert [item.path for item in client.list_artifacts(run_id, "notes")] == ["notes/a.txt"]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert not (tmp_path / UNSENT).exists()
+
+
+def test_tidying_sends_what_was_kept(
+    client: MlflowClient, experiment: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    run_id = start_run(client, experiment, "away")
+    absent = Outbox(MlflowClient("http://127.0.0.1:9"), run_id, tmp_path)
+    absent.start()
+    absent.metrics({"loss": 0.5}, 3)
+    absent.close("FINISHED", patience=0.0)
+    assert tidy([tmp_path], store)[1] == []
+    assert logged_metrics(client, run_id) == {("loss", 3)}
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_what_mlflow_refuses_does_not_hold_up_the_rest(client: MlflowClient, experiment: str, tmp_path: Path) -> None:
+    run_id = start_run(client, experiment, "deleted")
+    box = Outbox(client, run_id, tmp_path)
+    box.start()
+    box.metrics({"a bad name?!": 1.0}, 1)
+    time.sleep(1.5)
+    box.metrics({"good": 2.0}, 1)
+    assert box.close("FINISHED")
+    assert logged_metrics(client, run_id) == {("good", 1)}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Nobody's name
+
+CANARIES = {
+    "PatientName": "Zebediah^Quokka",
+    "PatientID": "MRN-774411",
+    "PatientBirthDate": "19501231",
+    "StudyDate": "20210704",
+    "AccessionNumber": "ACC99821",
+    "ReferringPhysicianName": "Hornbill^Adalwolf",
+    "InstitutionName": "Saint Cassowary Hospital",
+}
+
+
+def everything_in(folder: Path) -> Iterator[tuple[str, str]]:
+    """(file, its content as text) of all files, with compressed and encoded parts opened."""
+    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+        raw = path.read_bytes()
+        yield str(path.relative_to(folder)), ""
+        yield path.name, raw.decode("latin-1")
+        if path.suffix == ".db":
+            with sqlite3.connect(path) as database:
+                yield path.name, "\n".join(database.iterdump())
+        if path.suffix == ".parquet":
+            yield path.name, str([{key: str(value) for key, value in row.items()} for row in read_rows(path)])
+        if path.suffix in (".png", ".webp"):
+            with Image.open(path) as image:
+                yield path.name, str(image.info)
+        for part in re.findall(rb"base64,([A-Za-z0-9+/=]+)", raw):
+            yield path.name, base64.b64decode(part).decode("latin-1")
+
+
+def test_nothing_that_identifies_a_patient_is_logged(tmp_path: Path) -> None:
+    cases = nifti_cases(tmp_path / "nifti", 2)
+    words = [part for value in CANARIES.values() for part in re.split(r"[\^]", value)]
+    for number, case in enumerate(cases):
+        volume = read_volume(case["image"])
+        folder = tmp_path / "Zebediah_Quokka" / f"MRN-774411_20210704_{number}"
+        words.append(write_series(folder, Volume(volume.array, volume.affine_ras), f"made {number}"))
+        for file in folder.iterdir():
+            ds = pydicom.dcmread(file)
+            for keyword, value in CANARIES.items():
+                setattr(ds, keyword, value)
+            ds.save_as(file)
+        words.append(folder.name)
+        case |= {"image": str(folder), "case": folder.name, "subject": "Zebediah Quokka"}
+    bundle = volume_bundle(tmp_path)
+    (bundle / "configs" / "split.json").write_text('{"subjects": {"MRN-774411_20210704_0": "Zebediah Quokka"}}')
+    (bundle / "docs").mkdir()
+    (bundle / "docs" / "README.md").write_text("Trained on Zebediah's images of 2021-07-04, see /data/MRN-774411.")
+    arguments = {"folder": tmp_path / "runs", "run_name": "ACC99821", "picture_interval": 1}
+    training = Training(bundle, cases, tmp_path / "out", epochs=1, tracked=arguments)
+    training.run()
+    leaks = [
+        (name, word)
+        for name, text in everything_in(tmp_path / "runs")
+        for word in [*words, "2021-07-04", "MRN-774411"]
+        if word.casefold() in text.casefold() or word.casefold() in name.casefold()
+    ]
+    assert leaks == []
+    client = connect(tmp_path / "runs")
+    assert training.tracker is not None
+    rows = read_rows(client.download_artifacts(str(training.tracker.run_id), "cases.csv", str(tmp_path)))
+    assert all(re.fullmatch(r"dicom-[0-9a-f]{8}", row["case"]) for row in rows)
+    assert len({row["case"] for row in rows}) == 2
+    assert {row["subject"] for row in rows} == {f"subject of {training.tracker.identities.case(cases[0]['case'])}"}
+
+
+def test_names_of_other_formats_stay(tmp_path: Path) -> None:
+    (case,) = nifti_cases(tmp_path, 1)
+    known = Identities([case])
+    assert (known.case("case_00"), known.subject("subject_0")) == ("case_00", "subject_0")
+    assert known.clean("case_00 of 20210704") == "case_00 of 20210704"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Parts
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.data())
+def test_an_interrupted_epoch_has_the_mean_of_a_whole_one(values: list[float], data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(values)))
+    whole, first, second = EpochMeans(), EpochMeans(), EpochMeans()
+    for value in values:
+        whole.add("loss", value)
+    for value in values[:cut]:
+        first.add("loss", value)
+    second.load_state_dict(first.state_dict())
+    for value in values[cut:]:
+        second.add("loss", value)
+    assert second.take() == whole.take()
+    assert second.take() == {}
+
+
+def test_the_best_validation_is_kept_across_processes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    maps = [rng.integers(0, 400, (3, 4, 5)).astype(np.uint16) for _ in range(3)]
+    kept = BestValidation(tmp_path / "best.npz")
+    assert kept.read() == {}
+    for score, array, better in zip((0.5, 0.7, 0.7), maps, (True, True, False), strict=True):
+        kept.add("a", array)
+        assert kept.decide(score) is better
+    again = BestValidation(tmp_path / "best.npz")
+    again.add("a", maps[0])
+    assert not again.decide(0.6)
+    assert again.score() == 0.7
+    assert np.array_equal(again.read()["a"].array(), maps[1])
+    again.forget()
+    again.add("a", maps[2])
+    assert again.decide(0.1)
+    assert again.decide(float("nan")) is False
+
+
+def test_the_environment_names_the_tracking_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert tracking_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_uri(tmp_path) == "http://127.0.0.1:5000"
+
+
+def test_the_config_is_recorded_with_values_in_place_of_expressions() -> None:
+    parser = ConfigParser({"folder": "runs", "out": "$@folder + '/x'", "again": "@out", "net": "$torch.nn.Identity()"})
+    parser.parse()
+    found = resolved_config(parser)
+    assert found["out"] == "runs/x"
+    assert found["again"] == "runs/x"
+    assert found["net"] == "$torch.nn.Identity()"
+
+
+def test_parameters_are_the_options_and_what_was_changed() -> None:
+    original = {"epochs": 3, "dataset_dir": "data", "augment": {"rotation": 10, "shift": 0.1}, "net": {"x": "@a#b"}}
+    config = {"epochs": 5, "dataset_dir": "other", "init": None, "augment": {"rotation": 30, "shift": 0.1}}
+    config |= {"net": {"x": "@a::b"}, "steps": ["$f()"]}
+    assert params_of(config, original) == {"epochs": "5", "augment.rotation": "30"}
+
+
+def test_the_command_that_shows_a_run_can_be_pasted(tmp_path: Path) -> None:
+    folder = tmp_path / "with space"
+    engine = Engine(lambda engine, batch: None)
+    tracker = MLflowTracker("x", engine, CaseDice({1: "organ"}), tmp_path, tmp_path, folder=folder)
+    command = tracker.command().splitlines()[0]
+    assert shlex.split(command) == ["mlflow", "ui", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+
+
+def test_an_unreachable_server_is_told_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    training = Training(volume_bundle(tmp_path), nifti_cases(tmp_path, 1), tmp_path / "out", 1, {"folder": tmp_path})
+    iterations = itertools.count()
+    training.trainer.add_event_handler(Events.ITERATION_STARTED, lambda e: next(iterations))
+    with pytest.raises(TrackingError) as caught:
+        training.run()
+    assert caught.value.code == "TRACKING_SERVER"
+    assert "secret" not in str(caught.value)
+    assert next(iterations) == 0
