@@ -72,7 +72,7 @@ def evaluate(
     config: OverlayOption = None,
     override: SetOption = None,
 ) -> None:
-    """Dice per case and label of a bundle's weights on its validation cases."""
+    """Measure a bundle's weights on its validation cases: tables with intervals, plots, a page for review."""
     values = overrides(override)
     for key, value in (("dataset_dir", dataset_dir), ("weights", weights), ("device", device)):
         if value is not None:
