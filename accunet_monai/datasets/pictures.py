@@ -179,7 +179,7 @@ def split_pictures(names: Sequence[str], split: int = 0, official_test: str = ""
 
     Example:
         >>> split_pictures([f"{number}" for number in range(10)], split=1)["test"]
-        ['2', '8']
+        ['4', '8']
     """
     test = [name for name in sorted(names) if official_test and name.startswith(official_test)]
     drawn = sorted(set(names) - set(test))
