@@ -337,6 +337,28 @@ def test_what_an_absent_server_did_not_take_is_sent_by_the_next(
     assert not (tmp_path / UNSENT).exists()
 
 
+def test_numbers_that_a_killed_process_had_not_sent_travel_in_its_state(
+    client: MlflowClient, experiment: str, tmp_path: Path
+) -> None:
+    run_id = start_run(client, experiment, "killed")
+    killed = Outbox(client, run_id, tmp_path)  # its thread never gets to run
+    killed.metrics({"loss": 0.5, "norm": 2.0}, 1)
+    killed.metrics({"loss": 0.25}, 2)
+    client.log_metric(run_id, "loss", 0.5, step=1)  # this one it did send
+    left = killed.open_entries()
+    assert [(name, value, step) for name, value, _, step in left] == [
+        ("loss", 0.5, 1), ("norm", 2.0, 1), ("loss", 0.25, 2)
+    ]  # fmt: skip
+    resumed = Outbox(client, run_id, tmp_path)
+    resumed.start(resumed=True)
+    resumed.entries(left)
+    assert resumed.close("FINISHED")
+    assert not resumed.open_entries()
+    found = [(entry.step, entry.value) for entry in client.get_metric_history(run_id, "loss")]
+    assert found == [(1, 0.5), (2, 0.25)]
+    assert [entry.step for entry in client.get_metric_history(run_id, "norm")] == [1]
+
+
 def test_tidying_sends_what_was_kept(
     client: MlflowClient, experiment: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ class Outbox:
         self._seen: set[tuple[str, int]] = set()
         self._lock = threading.Condition()
         self._metrics: list[Entry] = []
+        self._open: dict[tuple[str, int], Entry] = {}  # neither sent nor on disk
         self._jobs: list[tuple[str, Callable[[], bytes] | None]] = []
         self._closing = False
         self._patience = _PATIENCE
@@ -103,11 +104,22 @@ class Outbox:
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers of a step; returns at once."""
         now = int(time.time() * 1000)
+        self.entries([(name, float(value), now, step) for name, value in values.items()])
+
+    def entries(self, entries: Iterable[Entry]) -> None:
+        """Log numbers of one or several steps; returns at once."""
         with self._lock:
-            for name, value in values.items():
-                if (name, step) not in self._seen:
-                    self._seen.add((name, step))
-                    self._metrics.append((name, float(value), now, step))
+            for entry in entries:
+                key = (entry[0], entry[3])
+                if key not in self._seen:
+                    self._seen.add(key)
+                    self._open[key] = entry
+                    self._metrics.append(entry)
+
+    def open_entries(self) -> list[Entry]:
+        """Numbers that are neither sent nor on disk: a process that is killed now takes them along."""
+        with self._lock:
+            return list(self._open.values())
 
     def picture(self, key: str, step: int, png: Callable[[], bytes]) -> None:
         """Log a picture for MLflow's image slider.
@@ -198,6 +210,9 @@ class Outbox:
             self._try(self._send_kept)
         if metrics and (self._failures or not self._try(lambda: self._send_metrics(metrics))):
             self._keep_metrics(metrics)
+        with self._lock:
+            for entry in metrics:
+                self._open.pop((entry[0], entry[3]), None)
         for name, content in jobs:
             path = self.unsent / name
             if content is not None and not _made(path, content):

@@ -37,7 +37,7 @@ from accunet_monai.training.tracking.files import (
 from accunet_monai.training.tracking.identity import Identities
 from accunet_monai.training.tracking.means import EpochMeans
 from accunet_monai.training.tracking.model import register_bundle
-from accunet_monai.training.tracking.outbox import Outbox
+from accunet_monai.training.tracking.outbox import Entry, Outbox
 from accunet_monai.training.tracking.pictures import FIRST_KEYS, ValidationPictures
 from accunet_monai.training.tracking.report import reliability_of, report_cases, reviewed_cases
 from accunet_monai.training.tracking.runs import (
@@ -128,6 +128,7 @@ class MLflowTracker:
         self.experiment_id = ""
         self._settings = (pictures, worst_pictures, spatial_dim)
         self._means = EpochMeans()
+        self._unsent: list[Entry] = []  # of the process that is resumed
         self._best = BestValidation(self.output_dir / BEST_VALIDATION)
         self._workflow = running_workflow()
 
@@ -144,12 +145,14 @@ class MLflowTracker:
         on_exception(engine, self._fail)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been collected of the epoch so far."""
-        return self._means.state_dict()
+        """What has been collected of the epoch so far, and what has not reached MLflow yet."""
+        unsent = [] if self.run_id is None else self.outbox.open_entries()
+        return {"means": self._means.state_dict(), "unsent": [list(entry) for entry in unsent]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on collecting from there."""
-        self._means.load_state_dict(state)
+        self._means.load_state_dict(state["means"])
+        self._unsent = [(str(name), float(value), int(at), int(step)) for name, value, at, step in state["unsent"]]
 
     def command(self) -> str:
         """How to see the run: its address on the tracking server, or the command that starts one, and the address."""
@@ -175,6 +178,7 @@ class MLflowTracker:
         machine = machine_metrics(self.run_id, self.client)
         self.outbox = Outbox(self.client, self.run_id, self.output_dir, above, machine)
         self.outbox.start(resumed)
+        self.outbox.entries(self._unsent)
         self.pictures.sent = self.outbox.last_step(*FIRST_KEYS)
         atexit.register(self._close, "FAILED", 0.0)
         self._listen()
