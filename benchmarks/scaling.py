@@ -33,8 +33,8 @@ from benchmarks.measuring.report import Report, describe_machine, mebibytes, rat
 from benchmarks.measuring.timing import Timing, take_turns
 
 MEASURED = (("folded", EVALUATION), ("channels-last", EVALUATION), ("channels-last", TRAINING))
-LINEAR = 4.6
-"""Largest ratio of times of 512² to 256² pixels that counts as linear: a large image's maps leave the caches."""
+LINEAR = (4.0, 4.6)
+"""Ratio of times of 512² to 256² pixels that counts as linear: a large image's maps leave the caches."""
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def _report(
         figures = ("does not fit", "–", "–", "–")
         if large in timings:
             times = [timings[case].median for case in (small, large)]
-            linear = "yes" if times[1] / times[0] <= LINEAR else "no"
+            linear = "yes" if LINEAR[0] <= times[1] / times[0] <= LINEAR[1] else "no"
             figures = (*(f"{1000 * seconds:.0f}" for seconds in times), ratio(times[1], times[0]), linear)
         grown = ratio(memory[large].added, memory[small].added)
         counted = ratio(multiply_accumulates(large), multiply_accumulates(small))
@@ -91,7 +91,7 @@ def _report(
         rows.append((title, *figures, mebibytes(memory[large].added), grown, counted))
     caption = (
         f"Ratios of {2 * size}² against {size}² pixels; added memory is that of {2 * size}². "
-        f"“Linear”: the time's ratio is at most {LINEAR}."
+        f"“Linear”: the time's ratio lies within {LINEAR[0]}–{LINEAR[1]}."
     )
     report.table(f"{2 * size}² against {size}² pixels", columns, rows, caption)
 
