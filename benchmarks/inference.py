@@ -5,9 +5,9 @@
 Five parts, each with its own baseline. *memory*: a large volume and a trivial network, each inferer in a fresh process,
 against MONAI's. *throughput*: ACC-UNet through the inferer against the same network on the same batches, already cut.
 *speed*: a volume through MONAI's inferer with the literal form of ACC-UNet (tests/networks/literal.py), through ours
-with the folded one, same weights. *growth*: time against the number of slices. *stages*: a volume through a bundle's
-predictor, from file to file. Timed runs take turns, so that a busy
-moment of the machine hits all of them; medians are compared.
+with the folded one, and through a bundle's predictor from file to file, same weights. *growth*: time against the number
+of slices. *stages*: where the predictor's time goes. Timed runs take turns, so that a busy moment of the machine hits
+all of them; medians are compared.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ import torch
 from monai.inferers.inferer import SliceInferer as MonaiSliceInferer
 from torch import Tensor, nn
 
+from accunet_monai.bundle import Precision, load_bundle
 from accunet_monai.inferers import SliceInferer
 from benchmarks.inference_runs.fresh import RUNS, added_memory
-from benchmarks.inference_runs.stages import STAGES, make_bundle, timed_stages, write_image
+from benchmarks.inference_runs.stages import STAGES, make_bundle, segment_file, timed_stages, write_image
 from benchmarks.measuring.forms import EVALUATION, LITERAL, Case, make_network, random_weights
 from benchmarks.measuring.options import make_parser, prepare
 from benchmarks.measuring.parts import some_of
@@ -40,6 +41,8 @@ QUICK = {"memory": (256, 256, 32), "throughput": (32, 32, 4), "speed": (32, 32, 
 """Of the volumes, (X, Y, Z); slices are taken along z."""
 BATCH = 2
 """Windows a call with ACC-UNet: at 256² the literal form takes more than a gigabyte for each."""
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+"""Of the predictor."""
 DOUBLINGS = 3
 """Of the number of slices in *growth*."""
 CLOSE = 1e-3
@@ -110,14 +113,22 @@ def _measure_speed(report: Report, options: argparse.Namespace) -> None:
     _check_equal(monais, literal, folded, volume[..., :BATCH])
     runs: dict[str, Callable[[], object]] = {
         "MONAI, literal form": lambda: monais(volume, literal) > 0,
-        "ours, folded": partial(ours, volume, folded),
-        "ours, folded, bfloat16": partial(ours, volume, half),
+        "our inferer, folded": partial(ours, volume, folded),
+        "our inferer, folded, bfloat16": partial(ours, volume, half),
     }
-    timings = _timed(runs, options)
+    with TemporaryDirectory() as name:
+        bundle, image = _bundle_and_image(Path(name), options)
+        for precision in PRECISIONS:
+            predictor = load_bundle(bundle, precision=precision, device=options.device)
+            runs[f"our predictor, file to file, {precision}"] = partial(segment_file, predictor, image)
+        timings = _timed(runs, options)
     baseline = next(iter(timings))
     rows = [(name, *_times(timing), ratio(timings[baseline].median, timing.median)) for name, timing in timings.items()]
     title = f"Speed: ACC-UNet, width {options.width}, {_describe(shape)} in batches of {BATCH}"
-    caption = f"Ratios against “{baseline}”; all give label maps, and the float32 logits are equal within {CLOSE:.1%}."
+    caption = (
+        f"Ratios against “{baseline}”; all give label maps, and the float32 logits are equal within {CLOSE:.1%}. "
+        "The predictor also reads, resamples, brings labels back to the file's grid, cleans and writes them."
+    )
     report.table(title, ("", "median ms", "fastest–slowest", "times as fast"), rows, caption)
 
 
@@ -139,13 +150,9 @@ def _measure_growth(report: Report, options: argparse.Namespace) -> None:
 
 
 def _measure_stages(report: Report, options: argparse.Namespace) -> None:
-    shape = options.sizes["speed"]
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        case = Case("folded", EVALUATION, (BATCH, 1, *shape[:2]), options.width, device=options.device)
-        bundle = make_bundle(folder / "bundle", options.width, BATCH, random_weights(case))
-        image = write_image(folder / "image.nii.gz", shape)
-        found = {precision: timed_stages(bundle, image, precision) for precision in ("float32", "bfloat16")}
+        bundle, image = _bundle_and_image(Path(name), options)
+        found = {precision: timed_stages(bundle, image, precision) for precision in PRECISIONS}
     totals = {precision: sum(seconds.values()) for precision, (seconds, _) in found.items()}
     rows = []
     for stage in STAGES:
@@ -173,6 +180,14 @@ def _networks(forms: tuple[str, ...], shape: tuple[int, ...], options: argparse.
     cases = [Case(form, EVALUATION, (BATCH, 1, *shape[:2]), options.width, device=options.device) for form in forms]
     weights = random_weights(cases[0])
     return [make_network(case, weights).eval() for case in cases]
+
+
+def _bundle_and_image(folder: Path, options: argparse.Namespace) -> tuple[Path, Path]:
+    """A bundle of the folded network, and a file that it sees in the size of *speed*."""
+    shape = options.sizes["speed"]
+    case = Case("folded", EVALUATION, (BATCH, 1, *shape[:2]), options.width, device=options.device)
+    bundle = make_bundle(folder / "bundle", options.width, BATCH, random_weights(case))
+    return bundle, write_image(folder / "image.nii.gz", shape)
 
 
 def _volume(shape: tuple[int, ...]) -> Tensor:

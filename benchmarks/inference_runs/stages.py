@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import yaml
 
-from accunet_monai.bundle import Precision, load_bundle
+from accunet_monai.bundle import Precision, Predictor, load_bundle
 from accunet_monai.networks import ACCUNet
 from accunet_monai.networks.checkpoint import save_network
 from accunet_monai.volumes import Volume, write_label_map
@@ -65,6 +65,13 @@ def write_image(path: Path, shape: tuple[int, int, int]) -> Path:
     values = np.random.default_rng(0).normal(0, 300, size).astype(np.int16)
     nib.save(nib.Nifti1Image(values, np.diag([-COARSER, COARSER, 2.5, 1.0])), path)
     return path
+
+
+def segment_file(predictor: Predictor, image: Path) -> None:
+    """All stages, untimed."""
+    prediction = predictor.predict(image)
+    assert isinstance(prediction.image, Volume)
+    write_label_map(image.parent / "seg.nii.gz", prediction.label_map, prediction.image)
 
 
 def timed_stages(bundle: Path, image: Path, precision: Precision) -> tuple[dict[str, float], tuple[int, ...]]:
