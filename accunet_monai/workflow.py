@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,24 +40,12 @@ def run_config(
         The finished workflow.
 
     Raises:
-        BundleError: ``BUNDLE_NO_CONFIG``, ``CONFIG_MISSING`` (an overlay), ``OVERRIDE_UNKNOWN`` with the nearest key
-            there is, ``OVERLAY_LITERAL``, or ``BUNDLE_INVALID`` for a config or overlay that is no plain data.
+        BundleError: as :func:`config_files`.
     """
     from monai.bundle import create_workflow
 
     folder = find_bundle(bundle) / "configs"
-    found = (path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".yml", ".json"))
-    configs = {path.stem: path for path in found if path.stem not in _DATA}
-    if name not in configs:
-        hint = f"It has {', '.join(configs)}."
-        raise BundleError("BUNDLE_NO_CONFIG", f"the bundle has no config {name!r}.", path=folder, hint=hint)
-    config = configs[name]
-    known = read_plain(config)
-    for overlay in overlays:
-        _check_overlay(overlay, known, name)
-    for key, value in overrides.items():
-        _check_key(key, value, known, name, config)
-    files = [str(config), *(str(overlay) for overlay in overlays)]
+    files = config_files(bundle, name, overrides, overlays)
     for chatty in ("monai.bundle.scripts", "monai.bundle.workflows"):  # they print every argument
         logging.getLogger(chatty).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -73,6 +61,40 @@ def run_config(
     workflow.run()
     workflow.finalize()
     return workflow  # type: ignore[no-any-return]
+
+
+def config_files(
+    bundle: str | os.PathLike[str],
+    name: str,
+    overrides: Mapping[str, Any],
+    overlays: Sequence[str | os.PathLike[str]] = (),
+) -> list[str]:
+    """A bundle's config and what is laid over it, once all keys are known to be there.
+
+    Args:
+        bundle: a shipped bundle's name or a bundle's folder.
+        name: of the config.
+        overrides: config key → value.
+        overlays: further config files.
+
+    Raises:
+        BundleError: ``BUNDLE_NO_CONFIG``, ``CONFIG_MISSING`` (an overlay), ``OVERRIDE_UNKNOWN`` with the nearest key
+            there is, ``OVERRIDE_VALUE`` (text where a number is wanted), ``DEVICE_MISSING``, ``OVERLAY_LITERAL``, or
+            ``BUNDLE_INVALID`` for a config or overlay that is no plain data.
+    """
+    folder = find_bundle(bundle) / "configs"
+    found = (path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".yml", ".json"))
+    configs = {path.stem: path for path in found if path.stem not in _DATA}
+    if name not in configs:
+        hint = f"It has {', '.join(configs)}."
+        raise BundleError("BUNDLE_NO_CONFIG", f"the bundle has no config {name!r}.", path=folder, hint=hint)
+    config = configs[name]
+    known = read_plain(config)
+    for overlay in overlays:
+        _check_overlay(overlay, known, name)
+    for key, value in overrides.items():
+        _check_key(key, value, known, name, config)
+    return [str(config), *(str(overlay) for overlay in overlays)]
 
 
 def _check_overlay(overlay: str | os.PathLike[str], config: Mapping[str, Any], name: str) -> None:
@@ -97,6 +119,24 @@ def _check_key(key: str, value: Any, config: Mapping[str, Any], name: str, path:
         hint = did_you_mean(str(unknown).replace("#", "::"), _keys(config))
         hint = hint or f"Top-level keys: {', '.join(map(str, config))}."
         raise BundleError("OVERRIDE_UNKNOWN", f"{name} has no key {unknown!r}.", path=path, hint=hint)
+    if isinstance(value, str) and not value.startswith(("$", "@")):
+        if isinstance(place, int | float) and not isinstance(place, bool):
+            message = f"{key} is a number, here {place}; found {value!r}."
+            raise BundleError("OVERRIDE_VALUE", message, path=path)
+        if key == "device":
+            _check_device(value)
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that is not there, before it takes minutes to read a dataset."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # of a PyTorch without CUDA it is an assertion
+        reason = str(error).splitlines()[0]
+        hint = "Leave it out: then it is a GPU where there is one, else the CPU."
+        raise BundleError("DEVICE_MISSING", f"there is no device {device!r} ({reason}).", hint=hint) from error
 
 
 def _child(place: Any, part: str) -> Any:

@@ -67,7 +67,8 @@ def measure_starts(cases: list[Any], folder: Path, options: argparse.Namespace, 
         preprocessing = ConfigParser(sections).get_parsed_content("preprocessing")
         cache = None if "memory" in name else folder
         started = time.perf_counter()
-        dataset = SliceDataset(cases, preprocessing, ROI_SIZE, 0, context_slices=1, progress=False, cache_dir=cache)
+        settings = {"context_slices": 1, "mirror": [0], "progress": False, "cache_dir": cache}
+        dataset = SliceDataset(cases, preprocessing, ROI_SIZE, 0, **settings)
         seconds.setdefault(name, []).append(time.perf_counter() - started)
     first = seconds["first start"][0]
     rows = [
@@ -84,7 +85,7 @@ def measure_steps(dataset: SliceDataset, options: argparse.Namespace, report: Re
     network = ACCUNet(2, 3, 3, base_filters=options.width).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     loss_function = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-    prepare = AugmentedBatch(BatchAugmentation(probability=0.4, shift=0.1, mirror_slices=3))
+    prepare = AugmentedBatch(BatchAugmentation(probability=0.4, shift=0.1))
     batches = endless(dataset, options.workers)
     ready = AugmentedBatch()(next(batches), "cpu")
 

@@ -9,7 +9,7 @@ import pytest
 
 from accunet_monai.bundle import find_bundle
 from accunet_monai.errors import BundleError
-from accunet_monai.workflow import run_config, running_bundle_root, running_workflow
+from accunet_monai.workflow import config_files, run_config, running_bundle_root, running_workflow
 from tests import made_bundle
 
 # MONAI says of every config but the shipped ones that it is trusted; here that is known.
@@ -51,6 +51,26 @@ def test_overrides_reach_nested_keys_in_both_spellings(bundle: Path) -> None:
     assert seen(bundle, overrides) == [7, 0.25, [4], str(bundle)]
     assert seen(bundle, {"nested::items::1": 9})[2] == [1, 9, 3]
     assert seen(bundle, {"max_epochs": 1}, name="evaluate")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "code", "told"),
+    [
+        ("max_epochs", "abc", "OVERRIDE_VALUE", "max_epochs is a number, here 1; found 'abc'"),
+        ("nested::inner::rate", "low", "OVERRIDE_VALUE", "found 'low'"),
+        ("device", "cuda:99", "DEVICE_MISSING", "'cuda:99'"),
+        ("device", "gpu", "DEVICE_MISSING", "'gpu'"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_in_one_line(
+    key: str, value: str, code: str, told: str, bundle: Path
+) -> None:
+    made_bundle.write_config(bundle, "train", {**CONFIG, "max_epochs": 1, "device": "cpu"})
+    with pytest.raises(BundleError) as caught:
+        config_files(bundle, "train", {key: value})
+    assert caught.value.code == code
+    assert told in caught.value.message
+    assert config_files(bundle, "train", {"max_epochs": "$1 + 1", "device": "$'cuda'"})
 
 
 @pytest.mark.parametrize(

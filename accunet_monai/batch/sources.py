@@ -10,7 +10,7 @@ from pathlib import Path
 from accunet_monai.batch.report import BatchReport
 from accunet_monai.bundle import Predictor, find_images
 from accunet_monai.errors import BundleError, SeriesError
-from accunet_monai.volumes import VOLUME_ENDINGS, Series, find_series, is_dicom
+from accunet_monai.volumes import VOLUME_ENDINGS, Series, channel_files, find_series, first_channels, is_dicom
 from accunet_monai.volumes.metaimage import ITK_ENDINGS, itk_files
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
@@ -39,7 +39,7 @@ def find_sources(path: Path, predictor: Predictor, report: BatchReport, *, plane
     if predictor.takes_pictures:
         return find_images(path, PICTURE_ENDINGS)
     if not is_dicom(path) or (path / "imagesTr").is_dir():
-        return find_images(path, VOLUME_ENDINGS)
+        return _images(path, predictor)
     found = find_series(path)
     for skipped in found.skipped:
         if skipped.code in DAMAGED and not skipped.path.name.lower().endswith(VOLUME_ENDINGS):
@@ -51,13 +51,18 @@ def find_sources(path: Path, predictor: Predictor, report: BatchReport, *, plane
         else:
             report.failed[series] = series.problem
     try:
-        files = find_images(path, VOLUME_ENDINGS) if path.is_dir() else ()
+        files = _images(path, predictor) if path.is_dir() else []
     except BundleError:  # a folder of DICOM alone
-        files = ()
+        files = []
     if not files and not readable and not report.failed:
         reason = f"; the first of {len(found.skipped)} files: {found.skipped[0].reason}" if found.skipped else ""
         raise BundleError("INPUT_EMPTY", f"there is no image or series to segment{reason}.", path=path)
     return [*files, *readable]
+
+
+def _images(path: Path, predictor: Predictor) -> list[Path]:
+    found = find_images(path, VOLUME_ENDINGS)
+    return found if predictor.channels == 1 else first_channels(found)
 
 
 def source_key(source: Source) -> str:
@@ -65,8 +70,12 @@ def source_key(source: Source) -> str:
     return source.name if isinstance(source, Path) else ""
 
 
-def content_digest(source: Source) -> str:
+def content_digest(source: Source, channels: int = 1) -> str:
     """SHA-256 of the bytes of a source's files, wherever they lie; of a series also which part of it is meant.
+
+    Args:
+        source: an image of so many channels.
+        channels: that an image has.
 
     Raises:
         VolumeError: for a header that names no readable file of voxels.
@@ -74,7 +83,7 @@ def content_digest(source: Source) -> str:
     """
     if isinstance(source, Path):
         is_itk = source.name.lower().endswith(ITK_ENDINGS)
-        return _digest(itk_files(source) if is_itk else [source], "")
+        return _digest(itk_files(source) if is_itk else channel_files(source, channels), "")
     files = sorted({frame.instance.path for frame in source.frames})
     frames = sorted([frame.instance.sop_instance_uid, str(frame.frame_number)] for frame in source.frames)
     return _digest(files, json.dumps([dict(source.split), frames], sort_keys=True))

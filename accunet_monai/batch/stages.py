@@ -20,9 +20,9 @@ from accunet_monai.volumes import (
     PlaneStack,
     Series,
     Volume,
+    read_first_channel,
     read_planes,
     read_series,
-    read_volume,
     series_name,
     volume_stem,
 )
@@ -101,7 +101,7 @@ class Stages:
 
     def read(self, source: Source) -> Case | Record:
         """The preprocessed image, or the record of what is done already."""
-        digest = content_digest(source)
+        digest = content_digest(source, self.predictor.channels)
         done = None if self.options.overwrite else self._done(source, digest)
         if done is not None:
             self._claim(done.label_map, source)
@@ -158,7 +158,8 @@ class Stages:
         return None if refused else record
 
     def _volume(self, source: Source) -> tuple[Volume, str]:
-        image = read_series(source) if isinstance(source, Series) else read_volume(source)
+        channels = self.predictor.channels
+        image = read_series(source) if isinstance(source, Series) else read_first_channel(source, channels)
         dicom = image.provenance.get(PROVENANCE_KEY)
         if self.options.output_format == "seg" and dicom is None:
             message = "DICOM SEG refers to DICOM images, and this is none."

@@ -70,6 +70,15 @@ def find_images(source: str | os.PathLike[str], endings: Sequence[str] = (".nii"
     return found
 
 
-def image_cases(source: str | os.PathLike[str], limit: int | None = None) -> list[dict[str, str]]:
-    """``{"image": path}`` for each NIfTI file of :func:`find_images`, for a dataset in a config."""
-    return [{"image": str(path)} for path in find_images(source)[:limit]]
+def image_cases(source: str | os.PathLike[str], limit: int | None = None, channels: int = 1) -> list[dict[str, str]]:
+    """``{"image": path}`` for each NIfTI file of :func:`find_images`, for a dataset in a config.
+
+    Args:
+        source: a file or folder.
+        limit: only the first so many.
+        channels: of an image; of several it is named by the first of nnU-Net's files.
+    """
+    from accunet_monai.volumes import first_channels
+
+    found = find_images(source)
+    return [{"image": str(path)} for path in (found if channels == 1 else first_channels(found))[:limit]]

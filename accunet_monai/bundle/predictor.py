@@ -21,7 +21,7 @@ from accunet_monai.bundle.manifest import check_weights
 from accunet_monai.bundle.postprocessing import on_image_grid, with_uncertainty
 from accunet_monai.bundle.sections import label_names, read_literal_sections, read_metadata
 from accunet_monai.errors import BundleError
-from accunet_monai.volumes import Volume, read_picture, read_volume
+from accunet_monai.volumes import Volume, read_first_channel, read_picture
 
 if TYPE_CHECKING:
     import torch
@@ -155,6 +155,14 @@ class Predictor:
         """Whether the bundle is made for 2D pictures (PNG, JPEG) rather than for volumes."""
         return self.metadata.get("intended_input") == "picture"
 
+    @property
+    def channels(self) -> int:
+        """Of an image; several are read from a 4D file, or from nnU-Net's, of which the first names the image."""
+        from accunet_monai.transforms import LoadVolumed
+
+        steps = getattr(self.preprocessing, "transforms", [self.preprocessing])
+        return next((step.channels for step in steps if isinstance(step, LoadVolumed)), 1)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that decides what comes out: weights, literal sections, contract, version of this package."""
@@ -233,7 +241,7 @@ class Predictor:
 
     def _read(self, source: PathLike | Volume) -> Image:
         if not self.takes_pictures:
-            return source if isinstance(source, Volume) else read_volume(source)
+            return source if isinstance(source, Volume) else read_first_channel(source, self.channels)
         if isinstance(source, Volume):
             raise BundleError("BUNDLE_INPUT", "this bundle takes pictures (PNG, JPEG), not volumes.", path=self.bundle)
         return read_picture(source, int(self.metadata["network_data_format"]["inputs"]["image"]["num_channels"]))

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accunet_monai.datasets.digest import NAMES
 from accunet_monai.datasets.splits import read_split
 from accunet_monai.errors import DatasetError
 from accunet_monai.volumes import is_dicom, read_grid, volume_stem
 from accunet_monai.volumes.geometry import same_placement
 
 Case = dict[str, Any]
-"""``image`` and ``label`` (paths), ``case`` (its name) and ``subject`` (whose it is)."""
+"""``image`` and ``label`` (paths), ``case`` (its name) and ``subject`` (whose it is); ``image_1``, … are the files of
+further channels, where each has its own."""
 
 
 def decathlon_cases(
@@ -71,7 +73,8 @@ def chosen_cases(
     chosen = [cases[name] for name in names][:limit]
     if not chosen:
         raise DatasetError("DATASET_INVALID", f"no cases{f' in part {part!r}' if part else ''}.", path=dataset)
-    missing = [str(case[key]) for case in chosen for key in ("image", "label") if not Path(case[key]).exists()]
+    files = [str(case[key]) for case in chosen for key in case if key not in NAMES]
+    missing = [path for path in files if not Path(path).exists()]
     if missing:
         raise DatasetError(
             "DATASET_FILES", f"{len(missing)} listed files are missing: {', '.join(missing[:5])}.", path=dataset
@@ -126,7 +129,7 @@ def _check_grids(cases: Sequence[Case], dataset: Path) -> None:
     for case in cases:
         if is_dicom(Path(case["image"])):
             continue  # its grid is known when its planes are read; a SEG is put on these
-        image, label = read_grid(case["image"]), read_grid(case["label"])
+        image, label = read_grid(case["image"], time_point=0), read_grid(case["label"])  # of channels the first
         if image.shape != label.shape:
             problems.append(f"{case['case']} (sizes {image.shape} and {label.shape})")
         elif not same_placement(image.affine_ras, label.affine_ras, image.shape):

@@ -22,11 +22,26 @@ from typing import Any
 
 from accunet_monai.datasets.cases import Case, case_name, chosen_cases
 from accunet_monai.errors import DatasetError
-from accunet_monai.volumes import VOLUME_ENDINGS, volume_stem
+from accunet_monai.volumes import VOLUME_ENDINGS, channel_files, volume_stem
 
 IMAGE_NAMES = ("image", "ct", "mri", "mr")
 LABEL_NAMES = ("label", "labels", "segmentation", "seg")
 NAMES_FILES = ("labels.json", "label_names.json")
+
+
+@dataclass(frozen=True)
+class Region:
+    """One of several regions that may overlap: a network has a sigmoid for each.
+
+    Args:
+        name: say ``whole tumour``.
+        values: of the label map that are in it.
+        label: that its voxels become, unless a later region lies on top.
+    """
+
+    name: str
+    values: tuple[int, ...]
+    label: int
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,7 @@ class Listing:
         names: groups of such names, by what they are said to be for (``"total (CT)"``), where there are several.
         channels: what the images show, say ``["CT"]``; empty where nothing is said.
         ignore_label: value that stands for "not annotated".
+        regions: that overlap, in the order in which they are written into a label map; empty for plain labels.
         name, licence: of the dataset.
     """
 
@@ -51,8 +67,14 @@ class Listing:
     names: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     ignore_label: int | None = None
+    regions: tuple[Region, ...] = ()
     name: str = ""
     licence: str = ""
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of an image."""
+        return max(1, len(self.channels))
 
 
 def labelled_cases(
@@ -102,21 +124,19 @@ def _described(folder: Path) -> Listing:
         stated = json.loads(path.read_text(encoding="utf-8"))
         raw = "training" not in stated
         channels = stated["channel_names"] if raw else stated.get("modality", {})
-        if len(channels) > 1:
-            raise DatasetError(
-                "DATASET_CHANNELS",
-                f"images of {len(channels)} channels ({', '.join(map(str, channels.values()))}).",
-                path=path,
-                hint="Networks here take one channel; plan a dataset with the one that shows most.",
-            )
-        labels, ignored = _labels(stated.get("labels", {}), path)
+        regions = _regions(stated, path)
+        labels, ignored = (
+            _labels(stated.get("labels", {}), path) if not regions else _labels_of_regions(stated, regions)
+        )
+        cases = tuple(_raw_cases(folder, stated) if raw else _decathlon_cases(folder, stated))
         return Listing(
             folder,
             "nnU-Net raw" if raw else "Decathlon",
-            tuple(_raw_cases(folder, stated) if raw else _decathlon_cases(folder, stated)),
+            tuple(_with_channels(case, max(1, len(channels))) for case in cases),
             labels,
             channels=tuple(str(name) for name in channels.values()),
             ignore_label=ignored,
+            regions=regions,
             name=str(stated.get("name", "")),
             licence=str(stated.get("licence", stated.get("license", ""))),
         )
@@ -129,16 +149,46 @@ def _described(folder: Path) -> Listing:
 
 def _labels(stated: Mapping[str, Any], path: Path) -> tuple[dict[int, str], int | None]:
     """Value → name, and the value to ignore, from the Decathlon's {value: name} or nnU-Net's {name: value}."""
-    if any(isinstance(value, list) for value in stated.values()):
-        raise DatasetError(
-            "DATASET_REGIONS",
-            "labels that overlap are trained as regions, which a plan does not make.",
-            path=path,
-            hint="Plan with the label values themselves, then set regions of AugmentedBatch in train.yaml.",
-        )
     pairs = [(int(key), str(name)) if str(key).isdigit() else (int(name), str(key)) for key, name in stated.items()]
     ignored = next((value for value, name in pairs if name == "ignore"), None)
     return {value: name for value, name in sorted(pairs) if value != 0 and name != "ignore"}, ignored
+
+
+def _regions(stated: Mapping[str, Any], path: Path) -> tuple[Region, ...]:
+    """Overlapping regions of nnU-Net's dataset.json, each with its label; none where labels exclude each other."""
+    labels = stated.get("labels", {})
+    if not any(isinstance(value, list) for value in labels.values()):
+        return ()
+    found = {
+        name: tuple(sorted(value if isinstance(value, list) else [value]))
+        for name, value in labels.items()
+        if value != 0 and name != "ignore"
+    }
+    order = stated.get("regions_class_order")
+    if not isinstance(order, list) or len(order) != len(found):
+        raise DatasetError(
+            "DATASET_REGIONS",
+            f"{len(found)} regions, but regions_class_order does not say which label each of them becomes.",
+            path=path,
+            hint="As nnU-Net: a list with one label value for each region, in the order of labels.",
+        )
+    return tuple(Region(name, values, int(label)) for (name, values), label in zip(found.items(), order, strict=True))
+
+
+def _labels_of_regions(stated: Mapping[str, Any], regions: Sequence[Region]) -> tuple[dict[int, str], int | None]:
+    """The label values with names: what is left of a region where later ones lie on top, and the value to ignore."""
+    names = {}
+    for place, region in enumerate(regions):
+        covered = any(set(other.values) & set(region.values) for other in regions[place + 1 :])
+        names[region.label] = f"{region.name} only" if covered else region.name
+    ignored = stated["labels"].get("ignore")
+    return dict(sorted(names.items())), None if ignored is None else int(ignored)
+
+
+def _with_channels(case: Case, channels: int) -> Case:
+    """With nnU-Net's further files as ``image_1`` and so on: they are read by way of the first, and are data too."""
+    further = channel_files(case["image"], channels)[1:]
+    return case | {f"image_{number}": str(path) for number, path in enumerate(further, 1)}
 
 
 def _decathlon_cases(folder: Path, stated: Mapping[str, Any]) -> list[Case]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from accunet_monai.datasets import folds_by_subject
+from accunet_monai.datasets import Listing, folds_by_subject
 from accunet_monai.errors import DatasetError, did_you_mean
 from accunet_monai.planning.examination import Examination
 from accunet_monai.planning.facts import CaseFacts
@@ -116,6 +116,11 @@ def make_plan(
     return plan
 
 
+def network_classes(listing: Listing) -> int:
+    """Channels that the network gives: a region each, or background and every label up to the largest."""
+    return len(listing.regions) or max(listing.labels) + 1
+
+
 def in_plane(axis: int) -> tuple[int, int]:
     """The axes of rows and columns of slices along an axis."""
     first, second = (other for other in range(3) if other != axis)
@@ -188,14 +193,15 @@ def _choose_intensities(plan: Plan, found: Examination) -> None:
         )
         plan.choose("normalisation", {"mean": mean, "deviation": deviation}, reason)
     else:
-        reason = "percentiles of each image: MR has no absolute scale, and its brightest voxels are often artefacts"
+        each = "each image" if found.listing.image_channels == 1 else "each channel of each image"
+        reason = f"percentiles of {each}: MR has no absolute scale, and its brightest voxels are often artefacts"
         plan.choose("window", [0.5, 99.5], reason)
-        plan.choose("normalisation", "each image", "mean 0 and deviation 1 within each image")
+        plan.choose("normalisation", each, f"mean 0 and deviation 1 within {each}")
 
 
 def _choose_network(plan: Plan, found: Examination, memory_gib: float, gpu: bool) -> None:
-    channels = 2 * plan["context_slices"] + 1
-    classes = max(found.listing.labels) + 1
+    channels = found.listing.image_channels * (2 * plan["context_slices"] + 1)
+    classes = network_classes(found.listing)
     rows, columns = plan["roi_size"]
     available = int(memory_gib * 2**30)
 
@@ -273,7 +279,8 @@ def _choose_cache(plan: Plan, found: Examination, memory_gib: float) -> None:
     if plan["in_plane_spacing"] is not None:
         old = np.median([fact.spacing for fact in found.facts], axis=0)[list(in_plane(plan["slicing_axis"]))]
         scale = float(np.prod(old) / np.prod(plan["in_plane_spacing"]))
-    size = scale * sum(math.prod(fact.shape) for fact in found.facts) * 5 / 2**30  # float32 and a byte for the label
+    voxels = scale * sum(math.prod(fact.shape) for fact in found.facts)
+    size = voxels * (4 * found.listing.image_channels + 1) / 2**30  # float32, and a byte for the label
     told = f"the preprocessed volumes take about {size:.2g} GiB:"
     if size > 0.25 * memory_gib:
         plan.choose("cache", True, f"{told} they are kept on disk and mapped into memory")

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from accunet_monai.bundle import find_bundle
+from accunet_monai.datasets import Listing
 from accunet_monai.errors import BundleError
-from accunet_monai.planning.choices import Plan, in_plane
+from accunet_monai.planning.choices import Plan, in_plane, network_classes
 from accunet_monai.planning.examination import Examination
 
 TEMPLATE = "hippocampus_mri"
@@ -39,7 +40,7 @@ def make_configs(name: str, found: Examination, plan: Plan) -> dict[str, str]:
         text = (folder / f"{config}.yaml").read_text(encoding="utf-8").replace(TEMPLATE, name)
         header = f"# {title}, for {found.listing.name or name}.\n# By accunet plan; docs/plan.yaml has the reasons.\n"
         text = header + _HEADER.sub("", text)
-        beginning, _, rest = _parts(text)
+        beginning, _, rest = _parts(re.sub(r" \(a test holds them so\); see docs/decisions.md -+", " ---", text))
         sections = [dumped({section: content}) for section, content in literal_sections(found, plan).items()]
         text = beginning + "\n".join(sections) + rest
         text = "\n".join(line for line in text.split("\n") if "download" not in line)
@@ -55,7 +56,13 @@ def make_configs(name: str, found: Examination, plan: Plan) -> dict[str, str]:
             values["ignore_label"] = plan["ignore_label"]
         if config == "train":
             values |= _training_values(plan)
-            text = _with_own_keys(text, plan)
+            text = _with_own_keys(text, plan, found.listing)
+        channels = found.listing.image_channels
+        if channels > 1:
+            text = re.sub(r"^( +)keys: original$", rf"\g<0>\n\1channels: {channels}", text, flags=re.M)
+            text = text.replace(
+                "image_cases(@dataset_dir, @limit_cases)", f"image_cases(@dataset_dir, @limit_cases, {channels})"
+            )
         for key, value in values.items():
             text = _replaced(text, key, " " + dumped(value).removesuffix("\n...\n").strip())
         made[f"{config}.yaml"] = text
@@ -69,9 +76,10 @@ def _has_images(found: Examination) -> bool:
 
 def literal_sections(found: Examination, plan: Plan) -> dict[str, Any]:
     """The sections that decide what the bundle computes, as plain data."""
-    axis, context = plan["slicing_axis"], plan["context_slices"]
+    axis, context, listing = plan["slicing_axis"], plan["context_slices"], found.listing
+    several = {"channels": listing.image_channels} if listing.image_channels > 1 else {}
     transforms: list[dict[str, Any]] = [
-        {"_target_": "accunet_monai.transforms.LoadVolumed", "keys": "image"},
+        {"_target_": "accunet_monai.transforms.LoadVolumed", "keys": "image", **several},
         {"_target_": "accunet_monai.transforms.LoadLabelMapd", "keys": "label", "allow_missing_keys": True},
         {
             "_target_": "monai.transforms.Orientationd",
@@ -98,11 +106,14 @@ def literal_sections(found: Examination, plan: Plan) -> dict[str, Any]:
         "network_def": {
             "_target_": "accunet_monai.networks.ACCUNet",
             "spatial_dims": 2,
-            "in_channels": 2 * context + 1,
-            "out_channels": max(found.listing.labels) + 1,
+            "in_channels": listing.image_channels * (2 * context + 1),
+            "out_channels": network_classes(listing),
             "base_filters": plan["width"],
         },
-        "preprocessing": {"_target_": "monai.transforms.Compose", "transforms": transforms + _intensities(plan)},
+        "preprocessing": {
+            "_target_": "monai.transforms.Compose",
+            "transforms": transforms + _intensities(plan, listing),
+        },
         "inferer": {
             "_target_": "accunet_monai.inferers.SliceInferer",
             "spatial_dim": axis,
@@ -110,6 +121,7 @@ def literal_sections(found: Examination, plan: Plan) -> dict[str, Any]:
             "padding_mode": "replicate",
             "context_slices": context,
             "sw_batch_size": plan["batch_size"],
+            **({"regions": [region.label for region in listing.regions]} if listing.regions else {}),
         },
         "postprocessing": {
             "_target_": "monai.transforms.Compose",
@@ -156,43 +168,46 @@ class _Plain(yaml.SafeDumper):
 _Plain.add_representer(list, _Plain.represent_list)
 
 
-def _intensities(plan: Plan) -> list[dict[str, Any]]:
+def _intensities(plan: Plan, listing: Listing) -> list[dict[str, Any]]:
     low, high = (float(edge) for edge in plan["window"])
     if plan["modality"] == "CT":
         smallest, largest = value_range(plan)
         window = {"a_min": low, "a_max": high, "b_min": smallest, "b_max": largest, "clip": True}
         return [{"_target_": "monai.transforms.ScaleIntensityRanged", "keys": "image", **window}]
     window = {"lower": low, "upper": high, "b_min": 0.0, "b_max": 1.0, "clip": True}
+    each = {"channel_wise": True} if listing.image_channels > 1 else {}
     return [
-        {"_target_": "monai.transforms.ScaleIntensityRangePercentilesd", "keys": "image", **window},
-        {"_target_": "monai.transforms.NormalizeIntensityd", "keys": "image"},
+        {"_target_": "monai.transforms.ScaleIntensityRangePercentilesd", "keys": "image", **window, **each},
+        {"_target_": "monai.transforms.NormalizeIntensityd", "keys": "image", **each},
     ]
 
 
 def _training_values(plan: Plan) -> dict[str, Any]:
-    axis, context = plan["slicing_axis"], plan["context_slices"]
-    through_sides = plan["mirror_left_right"] and axis == 0
     return {
         "max_epochs": plan["max_epochs"],
         "batch_size": plan["batch_size"],
         "val_interval": max(1, plan["max_epochs"] // 25),
         "loss": plan["loss"],
         ".roi_size": plan["roi_size"],
-        ".spatial_dim": axis,
-        ".context_slices": context,
+        ".spatial_dim": plan["slicing_axis"],
+        ".context_slices": plan["context_slices"],
         "cache_dir": '$@runs_dir + "/cache"' if plan["cache"] else None,
         ".slices_per_epoch": 1.0 if plan["balance"] else None,
         ".empty": plan["empty"],
-        ".mirror_slices": 2 * context + 1 if through_sides and context else 0,
     }
 
 
-def _with_own_keys(text: str, plan: Plan) -> str:
-    """What the shipped training leaves at its default, and comments that are about its own data."""
-    sides = [0] if plan["mirror_left_right"] and plan["slicing_axis"] != 0 else []  # left to right: the rows then
+def _with_own_keys(text: str, plan: Plan, listing: Listing) -> str:
+    """What the shipped training leaves at its default or sets for its own data, and comments on that data."""
+    sides = [0] if plan["mirror_left_right"] else []
     text = re.sub(r"^(  sampler:).*$", r"\1", text, flags=re.M)
     text = re.sub(r"^( +)(empty:.*)$", rf"\1\2\n\1balance: {str(bool(plan['balance'])).lower()}", text, flags=re.M)
-    return re.sub(r"^( +)mirror_slices: .*$", rf"\1mirror: {sides}\n\1mirror_slices: 0", text, flags=re.M)
+    if listing.regions:
+        regions = [list(region.values) for region in listing.regions]
+        own = rf'\g<0>\n\1regions: {regions}\n\1ignore_label: "@ignore_label"'
+        text = re.sub(r'^( +)augmentation: "@train#augmentation"$', own, text, flags=re.M)
+    text = re.sub(r"^ +mirror(_slices)?: .*\n", "", text, flags=re.M)
+    return re.sub(r'^( +)(cache_dir: "@cache_dir")$', rf"\1mirror: {sides}\n\1\2", text, flags=re.M)
 
 
 def _replaced(text: str, key: str, value: str) -> str:

@@ -30,9 +30,11 @@ def make_metadata(name: str, found: Examination, plan: Plan) -> str:
     labels = named_labels(found.listing.labels)
     told = "0 background, " + ", ".join(f"{value} {label}" for value, label in labels.items())
     context = plan["context_slices"]
-    channels = [*("slice before",) * context, "slice", *("slice after",) * context]
+    slices = [*("slice before",) * context, "slice", *("slice after",) * context]
+    kinds = found.listing.channels if found.listing.image_channels > 1 else ()
+    channels = [f"{kind}, {place}" for place in slices for kind in kinds] or slices
     template = read_metadata(find_bundle(TEMPLATE))
-    kept = ("schema", "monai_version", "pytorch_version", "numpy_version", "supported_apps", "references")
+    kept = ("schema", "monai_version", "pytorch_version", "numpy_version", "supported_apps")
     tensors = template["network_data_format"]
     image = tensors["inputs"]["image"] | {
         "format": "hounsfield" if plan["modality"] == "CT" else "magnitude",
@@ -46,6 +48,7 @@ def make_metadata(name: str, found: Examination, plan: Plan) -> str:
         "channel_def": {"0": "background"} | {str(value): label for value, label in labels.items()},
     }
     metadata = {key: template[key] for key in kept} | {
+        "references": [work for work in template["references"] if "ACC-UNet" in work],
         "version": FIRST_VERSION,
         "changelog": {FIRST_VERSION: "as planned, before its first training"},
         "required_packages_version": template["required_packages_version"] | {"accunet-monai": __version__},
@@ -56,7 +59,7 @@ def make_metadata(name: str, found: Examination, plan: Plan) -> str:
         "copyright": "fill in",
         "data_source": found.listing.name or "fill in",
         "data_type": "nifti",
-        "image_classes": f"single-channel {plan['modality']}",
+        "image_classes": f"{', '.join(kinds)} on one grid" if kinds else f"single-channel {plan['modality']}",
         "label_classes": f"single-channel label map: {told}",
         "pred_classes": f"single-channel label map: {told}",
         "eval_metrics": {},
@@ -138,7 +141,10 @@ def make_page(name: str, found: Examination, choices: Sequence[Choice]) -> str:
             f"python -m monai.bundle run --config_file {name}/configs/train.yaml",
             f"accunet bundle install-weights {name} runs/{name}/best.safetensors",
             f"accunet bundle manifest {name}",
+            f"accunet evaluate {name}",
             "```",
+            "",
+            "Run from the folder that the bundle is in. `--folds` of `accunet train` cross-validates instead.",
             "",
         ]
     )

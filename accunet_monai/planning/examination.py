@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.progress import track
 
 from accunet_monai.datasets import Listing, Split, read_split
+from accunet_monai.datasets.digest import NAMES
 from accunet_monai.errors import AccunetError, DatasetError
 from accunet_monai.planning.facts import CaseFacts, measure
-from accunet_monai.volumes import Volume, read_volume
+from accunet_monai.volumes import Volume, read_channels
 from accunet_monai.volumes.geometry import largest_shift_mm, same_placement
 from accunet_monai.volumes.label_reading import read_labels_of
 
@@ -85,7 +86,7 @@ def examine(
     facts = []
     shown = track(listing.cases, "reading cases", console=console, disable=console is None, transient=True)
     for case in shown:
-        found = _read(case, listing.ignore_label, problems)
+        found = _read(case, listing, problems)
         if found is not None:
             subject = found.subject if split is None else split.subject(found.case, found.subject)
             facts.append(replace(found, subject=subject))
@@ -96,7 +97,7 @@ def examine(
             message = f"left out: it looks like {fact.modality}, most others like {modality}"
             warnings.append(Problem("MODALITY_MIXED", fact.case, message))
     labels = dict(listing.labels) or _names_for(modality, listing)
-    labels = _check_labels(labels, kept, listing.ignore_label, problems, warnings)
+    labels = _check_labels(labels, kept, listing, problems, warnings)
     problems += _same_images(facts)
     if len({fact.subject for fact in kept}) < 2 and not problems:
         message = f"{len(kept)} cases of fewer than two subjects: nobody is left to validate on"
@@ -107,6 +108,9 @@ def examine(
         raise DatasetError("DATASET_BROKEN", f"{count}:\n{lines}", path=listing.path)
     warnings += _oddities(kept)
     subjects = len({fact.subject for fact in kept})
+    if split is None and subjects == len(kept):
+        message = "no subjects are given, so each case is one; name those with several in a split file or a table"
+        warnings.append(Problem("SUBJECTS_ASSUMED", "dataset", message))
     if subjects < FEW_SUBJECTS:
         message = f"{subjects} subjects: enough to see that training works, not to know how well it does on others"
         warnings.append(Problem("SUBJECTS_FEW", "dataset", message))
@@ -115,31 +119,33 @@ def examine(
     return Examination(replace(listing, cases=cases, labels=labels), tuple(kept), tuple(warnings), modality, split)
 
 
-def _read(case: Mapping[str, Any], ignore_label: int | None, problems: list[Problem]) -> CaseFacts | None:
+def _read(case: Mapping[str, Any], listing: Listing, problems: list[Problem]) -> CaseFacts | None:
     """The facts of a case, or what is wrong with it added to the problems."""
     name = str(case["case"])
-    missing = [key for key in ("image", "label") if not Path(case[key]).exists()]
+    missing = [key for key in case if key not in NAMES and not Path(case[key]).exists()]
     problems += [Problem("FILE_MISSING", name, f"its {key} {Path(case[key]).name} is not there") for key in missing]
-    image = None if "image" in missing else _opened(name, problems, read_volume, case["image"])
-    label = None
-    if "label" not in missing and image is not None:
-        label = _opened(name, problems, read_labels_of, case["label"], image)
-    if image is None or label is None:
+    if any(key != "label" for key in missing):
+        return None
+    channels = _opened(name, problems, read_channels, case["image"], listing.image_channels)
+    if channels is None or "label" in missing:
+        return None
+    image: Volume = channels[0]
+    label: Volume | None = _opened(name, problems, read_labels_of, case["label"], image)
+    if label is None:
         return None
     difference = _difference(image, label)
     if difference:
         problems.append(Problem("LABEL_GRID", name, difference))
         return None
-    return measure(case, image, label, ignore_label)
+    return measure(case, image, label, listing.ignore_label)
 
 
-def _opened(name: str, problems: list[Problem], read: Any, *arguments: Any) -> Volume | None:
+def _opened(name: str, problems: list[Problem], read: Any, *arguments: Any) -> Any:
     try:
-        volume: Volume = read(*arguments)
+        return read(*arguments)
     except AccunetError as error:
         problems.append(Problem(error.code, name, f"{Path(arguments[0]).name}: {error.message}"))
         return None
-    return volume
 
 
 def _difference(image: Volume, label: Volume) -> str | None:
@@ -170,7 +176,7 @@ def _same_images(facts: Sequence[CaseFacts]) -> list[Problem]:
 def _modality(listing: Listing, facts: Sequence[CaseFacts]) -> str:
     """As declared, else what most images are or look like."""
     if listing.channels:
-        return "CT" if "CT" in listing.channels[0].upper().split() else "MR"
+        return "CT" if all("CT" in channel.upper().split() for channel in listing.channels) else "MR"
     counts = Counter(fact.modality for fact in facts)
     return counts.most_common(1)[0][0] if counts else "MR"
 
@@ -183,19 +189,20 @@ def _names_for(modality: str, listing: Listing) -> dict[int, str]:
 def _check_labels(
     labels: Mapping[int, str],
     facts: Sequence[CaseFacts],
-    ignore_label: int | None,
+    listing: Listing,
     problems: list[Problem],
     warnings: list[Problem],
 ) -> dict[int, str]:
     """Names of all labels; values that nobody declared are problems, or are named by their number if nothing is."""
     present: Counter[int] = Counter()
+    declared = {*labels, *(value for region in listing.regions for value in region.values)}
     for fact in facts:
-        values = {value: count for value, count in fact.counts.items() if value not in (0, ignore_label)}
+        values = {value: count for value, count in fact.counts.items() if value not in (0, listing.ignore_label)}
         present.update(values)
         if not values:
             warnings.append(Problem("LABEL_EMPTY", fact.case, "its label map has no label"))
         for value, count in values.items():
-            if labels and value not in labels:
+            if labels and value not in declared:
                 message = f"label value {value} ({count} voxels) is not declared"
                 problems.append(Problem("LABEL_UNDECLARED", fact.case, message))
     if not labels:

@@ -148,10 +148,13 @@ def _memory() -> tuple[float, bool]:
 
 def _print(found: Examination, plan: Plan, console: Console) -> None:
     subjects = len({fact.subject for fact in found.facts})
-    labels = len(found.listing.labels)
+    listing = found.listing
+    labels = f"{len(listing.labels)} labels"
+    labels += f" of {len(listing.regions)} regions" if listing.regions else ""
+    labels += f", channels: {', '.join(listing.channels)}" if listing.image_channels > 1 else ""
     console.print(
         f"{escape(str(found.listing.path))}: {found.listing.layout}, {len(found.facts)} cases of {subjects} subjects, "
-        f"{labels} labels",
+        f"{escape(labels)}",
         highlight=False,
         soft_wrap=True,
     )

@@ -5,27 +5,45 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.bundle import ConfigParser
 from rich.console import Console
 
-from accunet_monai.bundle import WEIGHTS, find_bundle, label_names, load_bundle, read_plain, write_manifest
-from accunet_monai.datasets import Case, decathlon_cases, folds_by_subject, read_split
+from accunet_monai.bundle import (
+    WEIGHTS,
+    Prediction,
+    find_bundle,
+    label_names,
+    load_bundle,
+    read_plain,
+    write_manifest,
+)
+from accunet_monai.datasets import Case, folds_by_subject, labelled_cases, read_split
 from accunet_monai.errors import DatasetError
-from accunet_monai.evaluation import Row, Summary, measure_case, print_summary, write_report, write_rows
+from accunet_monai.evaluation import (
+    Row,
+    Summary,
+    draw_case,
+    measure_case,
+    print_summary,
+    worst_first,
+    write_report,
+    write_rows,
+)
+from accunet_monai.evaluation.report import MOST_CASES
 from accunet_monai.training.bundle_copy import copy_bundle
 from accunet_monai.training.cleaning_choice import choose_cleaning, cleaning_arguments, cleaning_scores
 from accunet_monai.training.handlers import LAST_WEIGHTS
 from accunet_monai.training.resume import is_finished, state_path
-from accunet_monai.training.run_file import read_run_file, write_run_file
-from accunet_monai.training.tracking import finish_run, start_parent_run
-from accunet_monai.training.tracking.runs import beat, connect
-from accunet_monai.volumes import read_label_map, write_label_map
+from accunet_monai.training.tracking import ParentRun
+from accunet_monai.volumes import read_first_channel, read_label_map, write_label_map
 from accunet_monai.volumes.cleaning import clean_labels
-from accunet_monai.workflow import run_config
+from accunet_monai.workflow import config_files, run_config
 
 Overrides = Mapping[str, Any]
 PathLike = str | os.PathLike[str]
@@ -66,11 +84,12 @@ def cross_validate(
     Raises:
         DatasetError: ``RUN_UNFINISHED`` when there are trainings in ``output_dir``, ``FOLDS_TOO_MANY``,
             ``FOLDS_PROCESSES``, ``DATASET_…``.
-        BundleError: as ``run_config``.
+        BundleError: as ``config_files``.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         hint = "Train each fold by torchrun with fold K and output_dir …/fold_K, then collect by --folds --resume."
         raise DatasetError("FOLDS_PROCESSES", "folds are trained by one process.", hint=hint)
+    config_files(bundle, "train", overrides, overlays)  # a misspelt key is told before anything is written
     run = _CrossValidation(find_bundle(bundle), overrides, overlays, folds, network)
     wanted = range(folds) if fold is None else [fold]
     if not 0 <= wanted[0] < folds:
@@ -85,17 +104,17 @@ def cross_validate(
     if fold is not None:
         run.train(fold, None)
         return None
-    earlier = read_run_file(run.output_dir).get("run_id") if resume else None
-    parent = start_parent_run(run.experiment, f"{folds} folds", run.runs_dir, {"folds": str(folds)}, earlier)
-    write_run_file(run.output_dir, {"run_id": parent})
+    name = f"{folds} folds"
+    parent = ParentRun(run.experiment, name, run.runs_dir, run.output_dir, run.cases(), run.source, resume)
     try:
+        parent.log_start(*run.configs())
         for number in wanted:
-            run.train(number, parent)
+            run.train(number, parent.run_id)
         summary = run.collect(parent)
     except BaseException as error:
-        finish_run(parent, "FAILED" if isinstance(error, Exception) else "KILLED", run.runs_dir)
+        parent.close("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    finish_run(parent, "FINISHED", run.runs_dir)
+    parent.close("FINISHED")
     return summary
 
 
@@ -125,6 +144,10 @@ class _CrossValidation:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     @property
+    def title(self) -> str:
+        return f"{self.folds} folds of {self.source.name}"
+
+    @property
     def bundle(self) -> Path:
         return self.output_dir / "bundle"
 
@@ -137,7 +160,7 @@ class _CrossValidation:
         if split:
             read_split(self.split_file)  # refuses what is none
         if len(split.get("folds", [])) != self.folds:
-            cases = decathlon_cases(self.dataset_dir, self.split_file if split else None)
+            cases = labelled_cases(self.dataset_dir, self.split_file if split else None)
             split |= {"folds": folds_by_subject(cases, self.folds, self.seed)}
             split |= {"subjects": {case["case"]: case["subject"] for case in cases}, "parts": split.get("parts", {})}
         copy_bundle(self.source, self.bundle, self.network, cleaning={}, split=split)
@@ -153,39 +176,61 @@ class _CrossValidation:
         values |= {} if parent is None else {"parent_run": parent}
         run_config(self.bundle, "train", values, self.overlays)
 
-    def collect(self, parent: str) -> Summary:
+    def cases(self) -> list[list[Case]]:
+        """Of each fold those that its network does not see."""
+        split = self.bundle / "configs" / "split.json"
+        every = range(self.folds)
+        return [labelled_cases(self.dataset_dir, split, "validation", self.limit, fold=fold) for fold in every]
+
+    def configs(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What all folds are trained with, and the bundle's own."""
+        original = self.source / "configs" / "train.yaml"
+        parser = ConfigParser()
+        parser.read_config([str(path) for path in (self.bundle / "configs" / "train.yaml", *self.overlays)])
+        parser.update(dict(self.overrides))
+        config = dict(parser.get())
+        own = {"network": str(config["network_def"]["_target_"]).rpartition(".")[2], "folds": self.folds}
+        return config | own, read_plain(original)
+
+    def collect(self, parent: ParentRun) -> Summary:
         """Predict, choose how to clean, measure, and write the bundle that has all folds' networks."""
         labels = label_names(self.bundle)
-        client = connect(self.runs_dir)
-        predicted = []
-        for fold in range(self.folds):
-            beat(client, parent)
-            predicted.append(self._predict(fold))
+        predicted = [self._predict(fold, cases) for fold, cases in enumerate(parent.folds)]
         scores = [[cleaning_scores(*case.maps(), list(labels)) for case in cases] for cases in predicted]
-        rows: list[Row] = []
+        rows: list[list[Row]] = []
         for fold, cases in enumerate(predicted):
             others = [score for other, found in enumerate(scores) if other != fold for score in found]
             chosen = choose_cleaning(others, list(labels))
-            mine = [
-                row for case in cases for row in case.measured(cleaning_arguments(chosen), labels, self.ignore_label)
-            ]
-            write_rows(mine, self.folder(fold) / "cases.csv")
-            rows += mine
+            rows.append(
+                [row for case in cases for row in case.measured(cleaning_arguments(chosen), labels, self.ignore_label)]
+            )
+            write_rows(rows[fold], self.folder(fold) / "cases.csv")
         chosen = choose_cleaning([score for found in scores for score in found], list(labels))
-        ways = ", ".join(f"{labels[label]}: {way}" for label, way in chosen.items())
-        title = f"{self.folds} folds of {self.source.name}"
-        summary = write_report(self.output_dir, rows, title, about={"cleaning": ways})
-        print_summary(summary, f"{title}, each case predicted by a network that has not seen its subject")
+        about = {"cleaning": ", ".join(f"{labels[label]}: {way}" for label, way in chosen.items())}
+        every = [case for cases in predicted for case in cases]
+        summary = self._report(self.output_dir, every, [row for fold in rows for row in fold], about)
+        print_summary(summary, f"{self.title}, each case predicted by a network that has not seen its subject")
         self._ensemble(cleaning_arguments(chosen))
-        client.log_metric(parent, "out_of_fold_dice", summary.overall["dice"].mean)
-        for name, measures in summary.labels.items():
-            client.log_metric(parent, f"out_of_fold_dice_{name.replace(' ', '_')}", measures["dice"].mean)
+        logged = [parent.named(fold) for fold in rows]
+        with tempfile.TemporaryDirectory() as name:
+            self._report(Path(name), every, [row for fold in logged for row in fold], about)
+            parent.log_report(Path(name), logged, parent.adopt([self.folder(fold) for fold in range(self.folds)]))
         return summary
 
-    def _predict(self, fold: int) -> list[_Case]:
+    def _report(self, folder: Path, cases: Sequence[_Case], rows: Sequence[Row], about: Mapping[str, str]) -> Summary:
+        """Tables, plots and the page of the worst cases; rows may have other names than the cases."""
+        labels = label_names(self.bundle)
+        of_case = [list(rows[n : n + len(labels)]) for n in range(0, len(rows), len(labels))]
+        worst = set(worst_first(rows)[:MOST_CASES])
+        for case, mine in zip(cases, of_case, strict=True):
+            if mine[0]["case"] in worst:
+                image, found = read_first_channel(case.files["image"]), read_label_map(case.cleaned)
+                reference = read_label_map(case.files["label"]).array
+                draw_case(folder, Prediction(image, found.array), reference, mine, labels)
+        return write_report(folder, rows, self.title, about=about)
+
+    def _predict(self, fold: int, cases: Sequence[Case]) -> list[_Case]:
         """The fold's cases with label maps that are not cleaned; what is there already is not made again."""
-        split = self.bundle / "configs" / "split.json"
-        cases = decathlon_cases(self.dataset_dir, split, "validation", self.limit, fold=fold)
         found = [_Case(case, self.folder(fold)) for case in cases]
         missing = [case for case in found if not case.raw.is_file()]
         if missing:

@@ -52,14 +52,16 @@ class SliceDataset(Dataset[dict[str, Any]]):
         skip_empty: leave out slices without any label.
         progress: show a progress bar while reading.
         ignore_label: value that stands for "not annotated": it is given out as it is, but is no label to look for.
+        mirror: spatial axes of the volume (0: x) along which half of the draws are mirrored, be it within the slice or
+            by the order of its neighbours: left and right organs of one label, say.
         seed: of the random parts.
         cache_dir: keep the preprocessed volumes in this folder and read slices from there, for as many cases as the
             disk holds; see :class:`~accunet_monai.training.cache.VolumeCache`. ``None`` keeps them in memory.
 
     Returns (per item, of an index or a :class:`Pick`):
         ``image`` (C * (2 * context_slices + 1), rows, columns) float32, ``label`` (1 or regions, rows, columns) int64,
-        ``draw`` the number of the draw. The part that is cropped follows from the seed and the draw; for a mere index
-        the draw is taken from PyTorch's generator.
+        ``draw`` the number of the draw. The part that is cropped and whether it is mirrored follow from the seed and
+        the draw; for a mere index the draw is taken from PyTorch's generator.
 
     Raises:
         DatasetError: ``LABEL_GRID`` when preprocessing gives image and label different sizes.
@@ -75,12 +77,14 @@ class SliceDataset(Dataset[dict[str, Any]]):
         skip_empty: bool = False,
         progress: bool = True,
         ignore_label: int | None = None,
+        mirror: Sequence[int] = (),
         seed: int = 0,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         dims = (spatial_dim,) if isinstance(spatial_dim, int) else tuple(spatial_dim)
         self.roi_size = {dim: plane_size(roi_size, dim) for dim in dims}
         self.context_slices = context_slices
+        self.mirror = tuple(mirror)
         self.seed = seed
         self._ignored = {0, ignore_label}
         self._volumes: Sequence[StoredVolume]
@@ -103,13 +107,18 @@ class SliceDataset(Dataset[dict[str, Any]]):
             pick = Pick(pick, int(torch.randint(2**62, ())))
         number, dim, position = self._index[pick.index]
         images, labels = self._volumes[number].planes(dim)
+        mirrored = self._mirrored(pick)
         around = range(position - self.context_slices, position + self.context_slices + 1)
         label = labels[position]
         window = self._window(label, self.roi_size[dim], pick)
-        image = np.concatenate([_cut(images[min(max(near, 0), len(images) - 1)], window) for near in around])
+        near = [
+            images[min(max(place, 0), len(images) - 1)] for place in (reversed(around) if dim in mirrored else around)
+        ]
+        within = tuple(axis for axis, spatial in enumerate(_plane_axes(dim), 1) if spatial in mirrored)
+        image = np.flip(np.concatenate([_cut(plane, window) for plane in near]), within)
         return {
-            "image": torch.from_numpy(image.astype(np.float32, copy=False)),
-            "label": torch.from_numpy(_cut(label, window).astype(np.int64)),
+            "image": torch.from_numpy(np.ascontiguousarray(image, np.float32)),
+            "label": torch.from_numpy(np.flip(_cut(label, window), within).astype(np.int64)),
             "draw": pick.draw,
         }
 
@@ -129,6 +138,13 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 self._index.append((number, dim, position))
                 self._labels.append(labels)
 
+    def _mirrored(self, pick: Pick) -> set[int]:
+        """The volume's axes along which a draw is mirrored."""
+        if not self.mirror:
+            return set()
+        chances = np.random.default_rng([self.seed, pick.draw, 1]).random(3)  # the 1 sets them apart from the window's
+        return {axis for axis in self.mirror if chances[axis] < 0.5}
+
     def _window(self, label: Array, roi_size: tuple[int, int], pick: Pick) -> list[tuple[int, int]]:
         """First row or column and number of these, for each axis of a slice (L, rows, columns); outside is padding."""
         sizes = label.shape[1:]
@@ -144,6 +160,12 @@ class SliceDataset(Dataset[dict[str, Any]]):
             start = int(random.integers(lowest, highest + 1)) if found > wanted else (found - wanted + 1) // 2
             window.append((start, wanted))
         return window
+
+
+def _plane_axes(spatial_dim: int) -> tuple[int, int]:
+    """The volume's axes that are the rows and the columns of its slices along another one."""
+    rows, columns = (axis for axis in range(3) if axis != spatial_dim)
+    return rows, columns
 
 
 def _some_pixel(label: Array, value: int, random: np.random.Generator) -> tuple[int, int] | None:

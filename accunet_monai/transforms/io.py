@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from accunet_monai.volumes import (
     Series,
     Volume,
     is_dicom,
+    read_channels,
     read_label_map,
     read_picture,
     read_series,
@@ -36,18 +37,22 @@ from accunet_monai.volumes.nifti_header import Form
 class LoadVolumed(MapTransform):
     """Path, DICOM :class:`~accunet_monai.volumes.Series` or :class:`~accunet_monai.volumes.Volume` → MetaTensor.
 
-    The tensor is (1, X, Y, Z) float32 on the source's own grid. ``affine`` is voxel → RAS mm (MONAI's ``space`` "RAS"),
-    so that ``Orientationd``, ``Spacingd`` and their inverses work; ``meta["filename_or_obj"]`` is the absolute path, or
-    "" for a volume that came from no file. What :class:`SaveLabelMapd` needs of the source is in the meta, too.
+    The tensor is (channels, X, Y, Z) float32 on the source's own grid. ``affine`` is voxel → RAS mm (MONAI's ``space``
+    "RAS"), so that ``Orientationd``, ``Spacingd`` and their inverses work; ``meta["filename_or_obj"]`` is the absolute
+    path, or "" for a volume that came from no file. What :class:`SaveLabelMapd` needs of the source is in the meta.
 
     Args:
         keys: keys that hold paths (NIfTI, MetaImage, NRRD, or a DICOM file, folder or DICOMDIR), series or volumes.
         allow_missing_keys: whether absent keys are passed over.
+        channels: of the image; of several a path is that of a 4D NIfTI file or of nnU-Net's ``CASE_0000``, see
+            :mod:`accunet_monai.volumes.channels`, and a volume is the first one of such a file.
         time_point, form, fill_nonfinite, series_uid: as of :func:`~accunet_monai.volumes.read_volume`, for paths.
 
     Raises:
-        VolumeError: what :func:`~accunet_monai.volumes.read_volume` raises.
+        VolumeError: what :func:`~accunet_monai.volumes.read_volume` and
+            :func:`~accunet_monai.volumes.read_channels` raise.
         KeyError: a key is missing and ``allow_missing_keys`` is false.
+        ValueError: ``time_point`` of several channels.
     """
 
     def __init__(
@@ -55,12 +60,16 @@ class LoadVolumed(MapTransform):
         keys: KeysCollection,
         allow_missing_keys: bool = False,
         *,
+        channels: int = 1,
         time_point: int | None = None,
         form: Form | None = None,
         fill_nonfinite: float | None = None,
         series_uid: str | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if channels > 1 and time_point is not None:
+            raise ValueError("the volumes of a 4D file are channels or time points, not both")
+        self.channels = channels
         self.time_point = time_point
         self.form = form
         self.fill_nonfinite = fill_nonfinite
@@ -70,8 +79,18 @@ class LoadVolumed(MapTransform):
         """Replaces the paths, series or volumes under ``keys`` by tensors."""
         result = dict(data)
         for key in self.key_iterator(result):
-            result[key] = _meta_tensor(self._volume(result[key]), np.float32)
+            source = result[key]
+            volumes = [self._volume(source)] if self.channels == 1 else self._several(source)
+            result[key] = _meta_tensor(volumes[0], np.float32, volumes[1:])
         return result
+
+    def _several(self, source: Any) -> list[Volume]:
+        first = source if isinstance(source, Volume) else None
+        path = source if first is None else first.provenance.get("path", "")
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+            message = f"{self.channels} channels are needed, found one volume without a file."
+            raise VolumeError("VOLUME_CHANNELS", message)
+        return read_channels(path, self.channels, first, form=self.form, fill_nonfinite=self.fill_nonfinite)
 
     def _volume(self, source: Any) -> Volume:
         if isinstance(source, Volume):
@@ -234,8 +253,11 @@ class SaveLabelMapd(MapTransform):
         return target
 
 
-def _meta_tensor(volume: Volume, dtype: type[np.generic]) -> MetaTensor:
-    array = np.array(volume.array[np.newaxis], dtype=dtype, order="C")  # a copy: volumes are read-only
+def _meta_tensor(volume: Volume, dtype: type[np.generic], further: Sequence[Volume] = ()) -> MetaTensor:
+    """(1 + further channels, X, Y, Z), a copy: volumes are read-only."""
+    array = np.empty((1 + len(further), *volume.shape), dtype)
+    for number, channel in enumerate((volume, *further)):
+        array[number] = channel.array
     path = volume.provenance.get("path")
     affine = torch.from_numpy(volume.affine_ras.copy())
     meta = {

@@ -7,6 +7,7 @@ A :class:`Volume` is valid once constructed. Readers are tolerant of what is har
 from __future__ import annotations
 
 from accunet_monai.volumes.atomic import atomic_output
+from accunet_monai.volumes.channels import channel_files, first_channels, read_channels, read_first_channel
 from accunet_monai.volumes.dicom_files import SkippedFile
 from accunet_monai.volumes.dicom_seg import write_seg
 from accunet_monai.volumes.dicom_seg_read import DicomSeg, read_seg
@@ -44,12 +45,16 @@ __all__ = [
     "SourceFrame",
     "Volume",
     "atomic_output",
+    "channel_files",
     "contact_sheet",
     "find_series",
+    "first_channels",
     "grid_of_spacing",
     "is_dicom",
     "label_colour",
     "label_statistics",
+    "read_channels",
+    "read_first_channel",
     "read_grid",
     "read_label_map",
     "read_picture",

@@ -314,5 +314,5 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _write_png(sheet: Image.Image, path: str | os.PathLike[str]) -> Path:
     with atomic_output(path) as stream:
-        sheet.save(stream, format="PNG")
+        sheet.save(stream, format="PNG", compress_level=3)  # twice as quick as the usual 6 for 4 % larger files
     return Path(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from accunet_monai.datasets import labelled_cases, list_dataset
+from accunet_monai.datasets import dataset_digest, labelled_cases, list_dataset
 from accunet_monai.errors import DatasetError
 from tests.planning import made
 
@@ -57,16 +57,30 @@ def test_case_folders_with_groups_of_names(test_data: Path) -> None:
     assert listing.names["total (CT)"][5] == listing.names["total_mr (MR)"][5] == "liver"
 
 
-def regions(folder: Path) -> Path:
-    described = json.loads((folder / "dataset.json").read_text())
-    described["labels"] = {"background": 0, "whole": [1, 2], "core": [2]}
-    (folder / "dataset.json").write_text(json.dumps(described))
-    return folder
+def test_channels_and_regions_as_nnunet_has_them(tmp_path: Path) -> None:
+    listing = list_dataset(made.regions(tmp_path))
+    assert listing.channels == ("T1", "FLAIR")
+    assert [(region.name, region.values, region.label) for region in listing.regions] == [
+        ("whole tumour", (1, 2, 3), 1),
+        ("core", (2, 3), 2),
+        ("enhancing", (3,), 3),
+    ]
+    assert listing.labels == {1: "whole tumour only", 2: "core only", 3: "enhancing"}
+    first = labelled_cases(tmp_path)[0]
+    names = {key: Path(first[key]).name for key in ("image", "image_1", "label")}
+    assert names == {"image": "made_000_0000.nii.gz", "image_1": "made_000_0001.nii.gz", "label": "made_000.nii.gz"}
+    before = dataset_digest([first])
+    made.save(Path(first["image_1"]), made.volume(9)[0])
+    assert dataset_digest([first]) != before  # the second channel is data, too
+    Path(first["image_1"]).unlink()
+    with pytest.raises(DatasetError, match="made_000_0001") as caught:
+        labelled_cases(tmp_path)
+    assert caught.value.code == "DATASET_FILES"
 
 
-def two_channels(folder: Path) -> Path:
+def without_order(folder: Path) -> Path:
     described = json.loads((folder / "dataset.json").read_text())
-    described["channel_names"] = {"0": "T1", "1": "T2"}
+    del described["regions_class_order"]
     (folder / "dataset.json").write_text(json.dumps(described))
     return folder
 
@@ -91,8 +105,7 @@ def with_text(name: str, text: str) -> Callable[[Path], Path]:
         (lambda folder: folder / "nowhere", "DATASET_MISSING", "nowhere"),
         (lambda folder: folder, "DATASET_LAYOUT", "columns image and label"),
         (one_file_an_organ, "DATASET_LAYOUT", "--ml"),
-        (lambda folder: regions(made.nnunet(folder)), "DATASET_REGIONS", "AugmentedBatch"),
-        (lambda folder: two_channels(made.nnunet(folder)), "DATASET_CHANNELS", "T1, T2"),
+        (lambda folder: without_order(made.regions(folder)), "DATASET_REGIONS", "regions_class_order"),
         (with_text("cases.csv", "path,mask\na,b\n"), "DATASET_INVALID", "found mask, path"),
         (with_text("cases.csv", ""), "DATASET_INVALID", "found none"),
         (with_text("dataset.json", "{"), "DATASET_INVALID", "dataset.json"),

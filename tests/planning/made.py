@@ -63,6 +63,44 @@ def nnunet(folder: Path, cases: int = 3) -> Path:
     return folder
 
 
+def tumours(seed: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Two images of one brain, and shells 1, 2 and 3 around a point: the second image shows the outermost alone."""
+    random = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*(np.arange(size) for size in SHAPE), indexing="ij"))
+    distance = np.linalg.norm(grid - np.reshape([10, 12, 9], (3, 1, 1, 1)), axis=0)
+    label = np.digitize(-distance, [-7, -5, -3]).astype(np.uint8)
+    images = [50.0 * (label >= 2) + 50.0 * (label == 3), 80.0 * (label == 1) + 1000]
+    return [(image + random.normal(0, 5, SHAPE)).astype(np.float32) for image in images], label
+
+
+def regions(folder: Path, cases: int = 3) -> Path:
+    """nnU-Net's raw layout with two files a case and regions that overlap."""
+    for number in range(cases):
+        images, label = tumours(number)
+        for channel, image in enumerate(images):
+            save(folder / "imagesTr" / f"made_{number:03}_{channel:04}.nii.gz", image)
+        save(folder / "labelsTr" / f"made_{number:03}.nii.gz", label)
+    labels = {"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+    described = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": labels, "regions_class_order": [1, 2, 3]}
+    (folder / "dataset.json").write_text(json.dumps(described | {"file_ending": ".nii.gz", "numTraining": cases}))
+    return folder
+
+
+def four_dimensional(folder: Path, cases: int = 3) -> Path:
+    """The Decathlon's layout with several modalities as the volumes of one file."""
+    entries = []
+    for number in range(cases):
+        images, label = tumours(number)
+        names = {key: f"./{part}/brain_{number}.nii.gz" for key, part in (("image", "imagesTr"), ("label", "labelsTr"))}
+        save(folder / names["image"], np.stack(images, -1))
+        save(folder / names["label"], label)
+        entries.append(names)
+    labels = {"0": "background", "1": "oedema", "2": "core", "3": "enhancing"}
+    described = {"modality": {"0": "T1", "1": "FLAIR"}, "labels": labels, "training": entries}
+    (folder / "dataset.json").write_text(json.dumps(described))
+    return folder
+
+
 def table(folder: Path, cases: int = 4) -> Path:
     """A CSV file: two scans of each subject, files of one name in folders."""
     rows = []

@@ -77,15 +77,19 @@ def test_training_differs_from_the_shipped_one_only_where_a_plan_chooses(bundle:
         "max_epochs",
         "batch_size",
         "val_interval",
-        *(f"train.dataset.{key}" for key in ("roi_size", "spatial_dim", "context_slices")),
+        *(f"train.dataset.{key}" for key in ("roi_size", "spatial_dim", "context_slices", "mirror")),
         *(f"train.sampler.{key}" for key in ("slices_per_epoch", "empty", "balance")),
-        *(f"train.augmentation.{key}" for key in ("mirror", "mirror_slices")),
+        "train.augmentation.mirror_slices",
         "train.tracker.spatial_dim",
     }
-    assert all(key in planned for key in shipped if key not in ("download",) and not key.startswith(LITERAL_SECTIONS))
+    assert all(
+        key in planned
+        for key in shipped
+        if key not in ("download", "train.augmentation.mirror_slices") and not key.startswith(LITERAL_SECTIONS)
+    )
     assert planned["train.dataset.spatial_dim"] == 2
     assert planned["train.dataset.roi_size"] == [32, 32]
-    assert planned["train.augmentation.mirror"] == [0]
+    assert planned["train.dataset.mirror"] == [0]
     assert not any(TEMPLATE in str(value) or "download" in str(value) for value in planned.values())
 
 

@@ -125,6 +125,7 @@ def test_what_is_only_odd_is_a_warning(tmp_path: Path) -> None:
         ("IMAGE_OBLIQUE", "case_4"),
         ("LABEL_ABSENT", "dataset"),
         ("SUBJECTS_FEW", "dataset"),
+        ("SUBJECTS_ASSUMED", "dataset"),
     }
     assert "1 × LAS" in found["ORIENTATION_MIXED", "dataset"]
     assert "cyst" in found["LABEL_ABSENT", "dataset"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,51 @@ def test_slices_along_each_axis_with_their_neighbours(dataset: Path, axis: int) 
         around = [max(position - 1, 0), position, min(position + 1, shape[axis] - 1)]
         assert torch.equal(item["image"], volume[around])
         assert torch.equal(item["label"][0], label[position])
+
+
+@pytest.mark.parametrize("mirror", [(0,), (1, 2)])
+def test_a_mirrored_slice_is_that_of_the_mirrored_volume(mirror: tuple[int, ...]) -> None:
+    """Of every view, with neighbours and label, of several channels; each axis for itself in half of the draws."""
+    shape = (4, 6, 8)
+    place = np.arange(np.prod(shape)).reshape(shape)  # each voxel tells where it was
+    case = {"image": np.stack([place, -place]).astype(np.float32), "label": place[np.newaxis]}
+    arguments: dict[str, Any] = {"spatial_dim": (0, 1, 2), "context_slices": 1, "progress": False}
+    slices = SliceDataset([case], dict, shape, mirror=mirror, seed=3, **arguments)
+    chosen = [axes for n in range(len(mirror) + 1) for axes in itertools.combinations(mirror, n)]
+    every = {}
+    for axes in chosen:
+        flipped = {key: np.flip(array, [axis + 1 for axis in axes]) for key, array in case.items()}
+        every[axes] = SliceDataset([flipped], dict, shape, **arguments)
+    for index in (0, 5, 12):  # the first of x, the second of y, the third of z
+        counts: Counter[tuple[int, ...]] = Counter()
+        for draw in range(400):
+            item, again = slices[Pick(index, draw)], slices[Pick(index, draw)]
+            assert all(torch.equal(item[key], again[key]) for key in ("image", "label"))
+            first, last = (sum(shape[:dim]) for dim in (slices.spatial_dim(index), slices.spatial_dim(index) + 1))
+            found = [
+                axes
+                for axes in chosen
+                for other in [first + last - 1 - index if slices.spatial_dim(index) in axes else index]
+                if all(torch.equal(item[key], every[axes][other][key]) for key in ("image", "label"))
+            ]
+            assert len(found) == 1
+            counts[found[0]] += 1
+        expected = 400 / len(chosen)
+        assert all(abs(counts[axes] - expected) < 5 * expected**0.5 for axes in chosen)
+
+
+def test_nothing_is_mirrored_unasked_and_the_draw_decides_not_the_slice() -> None:
+    place = np.arange(4 * 6 * 8, dtype=np.float32).reshape(1, 4, 6, 8)
+    case = {"image": place, "label": place.astype(np.int64)}
+    plain = SliceDataset([case], dict, [6, 8], 0, progress=False)
+    assert all(torch.equal(plain[Pick(1, draw)]["image"][0], torch.tensor(place[0, 1])) for draw in range(50))
+    mirrored = SliceDataset([case], dict, [6, 8], 0, progress=False, mirror=[1])
+    told = [
+        [bool(mirrored[Pick(index, draw)]["image"][0, 0, 0] != place[0, index, 0, 0]) for draw in range(64)]
+        for index in (0, 3)
+    ]
+    assert told[0] == told[1]
+    assert {True, False} == set(told[0])
 
 
 def test_small_slices_are_padded_by_their_edges_and_large_ones_cropped(dataset: Path) -> None:

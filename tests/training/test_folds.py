@@ -13,11 +13,12 @@ import pytest
 
 from accunet_monai.bundle import load_bundle, read_plain, verify_bundle
 from accunet_monai.errors import BundleError, DatasetError
-from accunet_monai.evaluation import read_rows
+from accunet_monai.evaluation import read_rows, worst_first
 from accunet_monai.training import StopOnNonFinite, cross_validate
 from accunet_monai.training.bundle_copy import copy_bundle, with_other_network
 from accunet_monai.training.cleaning_choice import choose_cleaning, cleaning_arguments, cleaning_scores
 from accunet_monai.training.folds import _CrossValidation
+from accunet_monai.training.run_file import read_run_file
 from accunet_monai.volumes import read_label_map
 from tests.training.small import Killed
 from tests.training.test_kill import weights
@@ -31,8 +32,12 @@ def no_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
+def client_of(folder: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+
+
 def runs_of(folder: Path) -> list[Any]:
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    client = client_of(folder)
     experiment = client.get_experiment_by_name("hippocampus_mri")
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
@@ -66,6 +71,8 @@ def test_a_killed_cross_validation_goes_on_and_ends_as_if_it_had_not_been(
         cross_validate(tmp_path / "bundle", values, folds=2)
     assert caught.value.code == "RUN_UNFINISHED"
     first = (killed / "fold_0" / "last.safetensors").stat().st_mtime_ns
+    by_itself = read_run_file(killed / "fold_0")["run_id"]
+    client_of(tmp_path).delete_tag(by_itself, "mlflow.parentRunId")
     summary: Any = cross_validate(tmp_path / "bundle", values, folds=2, resume=True)
     assert (killed / "fold_0" / "last.safetensors").stat().st_mtime_ns == first  # not trained again
     assert weights(killed / "fold_1") == weights(alone / "fold_1")
@@ -75,7 +82,28 @@ def test_a_killed_cross_validation_goes_on_and_ends_as_if_it_had_not_been(
     assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parent.info.run_id}
     assert {run.data.tags["fold"] for run in nested} == {"0", "1"}
     assert parent.data.metrics["out_of_fold_dice"] == pytest.approx(summary.overall["dice"].mean)
+    _check_parent(client_of(tmp_path), parent, killed, [run.info.run_id for run in nested])
     _check_folder(tmp_path, killed)
+
+
+def _check_parent(client: mlflow.MlflowClient, parent: Any, output: Path, folds: list[str]) -> None:
+    """A reviewer finds in the run above the folds what there is in the run of a training, of all cases."""
+    shown = {name: parent.data.params.get(name) for name in ("folds", "network", "max_epochs", "batch_size", "loss")}
+    assert shown == {"folds": "2", "network": "ACCUNet", "max_epochs": "1", "batch_size": "4", "loss": "dice_ce"}
+    inputs = {found.dataset.name: json.loads(found.dataset.profile) for found in parent.inputs.dataset_inputs}
+    assert inputs == {f"fold {fold}": {"cases": 2, "subjects": 1} for fold in range(2)}
+    assert all(f"/runs/{run}" in parent.data.tags["mlflow.note.content"] for run in folds)
+    history = client.get_metric_history(parent.info.run_id, "fold_dice")
+    assert np.mean([point.value for point in history]) == pytest.approx(parent.data.metrics["out_of_fold_dice"])
+    assert [point.step for point in history] == [0, 1]
+    found = Path(client.download_artifacts(parent.info.run_id, ""))
+    assert (found / "cases.csv").read_bytes() == (output / "cases.csv").read_bytes()
+    table = json.loads((found / "cases.json").read_text())
+    assert len(table["data"]) == 8
+    assert {"bland_altman.png", "boxes.png", "summary.json", "config.yaml"} <= {path.name for path in found.iterdir()}
+    page = (found / "review.html").read_text()
+    assert all(case in page for case in CASES[:4])
+    assert page.index(worst_first(read_rows(output))[0]) == min(page.index(case) for case in CASES[:4])
 
 
 def _check_folder(tmp_path: Path, output: Path) -> None:
@@ -103,6 +131,10 @@ def test_folds_are_drawn_by_subject_where_the_split_has_others(tmp_path: Path) -
     values = tiny_bundle(tmp_path)
     with pytest.raises(DatasetError, match="no fold 2 of 2"):
         cross_validate(tmp_path / "bundle", values, folds=2, fold=2)
+    with pytest.raises(BundleError, match="Did you mean 'max_epochs'"):
+        cross_validate(tmp_path / "bundle", {**values, "max_epoch": 3}, folds=2)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "runs").exists()
     run = _CrossValidation(tmp_path / "bundle", values, (), 2, None)
     run.prepare()
     split = json.loads((run.bundle / "configs" / "split.json").read_text())

@@ -27,18 +27,19 @@ from mlflow import MlflowClient
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from PIL import Image
+from pydicom.uid import MRImageStorage
 
 from accunet_monai.bundle import load_bundle, read_manifest, verify_bundle
+from accunet_monai.errors import AccunetError, DatasetError
 from accunet_monai.evaluation import read_rows
 from accunet_monai.networks import load_network
 from accunet_monai.training import CaseDice, MLflowTracker
 from accunet_monai.training.run_file import read_run_file, run_header, write_run_file
 from accunet_monai.training.tracking import (
+    ParentRun,
     TrackingError,
     close_stale_runs,
-    finish_run,
     resolved_config,
-    start_parent_run,
     tidy,
     tracking_uri,
 )
@@ -276,18 +277,29 @@ def test_a_run_that_was_killed_is_marked_by_the_age_of_its_heartbeat(
 
 
 def test_folds_are_nested_below_a_run_that_stays_alive(client: MlflowClient, store: Path, tmp_path: Path) -> None:
-    parent = start_parent_run(tmp_path.name, "five folds", store, {"folds": "5"})
-    arguments = {"folder": store, "experiment": tmp_path.name, "parent_run": parent, "fold": 3, "worst_pictures": 0}
-    training = Training(volume_bundle(tmp_path), nifti_cases(tmp_path, 1), tmp_path / "out", 1, arguments)
-    client.set_tag(parent, HEARTBEAT, "1000")
+    cases = nifti_cases(tmp_path, 2)
+    bundle = volume_bundle(tmp_path)
+    above = (tmp_path.name, "two folds", store, tmp_path / "folds", [cases[:1], cases[1:]], bundle)
+    parent = ParentRun(*above)
+    arguments = {"folder": store, "experiment": tmp_path.name, "worst_pictures": 0}
+    nested = {"parent_run": parent.run_id, "fold": 1}
+    training = Training(bundle, cases[1:], tmp_path / "fold_1", 1, arguments | nested)
+    client.set_tag(parent.run_id, HEARTBEAT, "1000")
     child = client.get_run(training.run())
-    assert child.data.tags["mlflow.parentRunId"] == parent
-    assert (child.info.run_name, child.data.tags["fold"]) == ("fold 3", "3")
-    assert float(client.get_run(parent).data.tags[HEARTBEAT]) > time.time() - 300
-    finish_run(parent, "FINISHED", store)
-    assert client.get_run(parent).info.status == "FINISHED"
-    assert start_parent_run(tmp_path.name, folder=store, run_id=parent) == parent
-    assert client.get_run(parent).info.status == "RUNNING"
+    assert child.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert (child.info.run_name, child.data.tags["fold"]) == ("fold 1", "1")
+    assert float(client.get_run(parent.run_id).data.tags[HEARTBEAT]) > time.time() - 300
+    assert parent.close("FINISHED")
+    assert client.get_run(parent.run_id).info.status == "FINISHED"
+    again = ParentRun(*above, resume=True)
+    assert again.run_id == parent.run_id
+    assert client.get_run(parent.run_id).info.status == "RUNNING"
+    client.delete_tag(child.info.run_id, "mlflow.parentRunId")  # as of a fold that was trained by itself
+    write_run_file(tmp_path / "elsewhere", {"run_id": "f" * 32})  # and one that was logged to another server
+    links = again.adopt([tmp_path / "elsewhere", tmp_path / "fold_1"])
+    assert links == ["", f"#/experiments/{child.info.experiment_id}/runs/{child.info.run_id}"]
+    assert client.get_run(child.info.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+    again.close("KILLED")
 
 
 def test_a_resumed_run_must_be_there(tmp_path: Path, store: Path) -> None:
@@ -457,6 +469,29 @@ def test_names_of_other_formats_stay(tmp_path: Path) -> None:
     known = Identities([case])
     assert (known.case("case_00"), known.subject("subject_0")) == ("case_00", "subject_0")
     assert known.clean("case_00 of 20210704") == "case_00 of 20210704"
+
+
+def test_no_name_passes_because_a_file_could_not_be_read(tmp_path: Path) -> None:
+    """A file without DICOM's preamble is trained on, so its header counts; what cannot be read at all is refused."""
+    folder = tmp_path / "QUOKKA"
+    ds = pydicom.Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID = MRImageStorage, "1.2.3"
+    ds.PatientName, ds.PatientID, ds.ImageComments = "QUOKKA^ZEBEDIAH", "774411", "long enough " * 20
+    folder.mkdir()
+    (folder / "a_note.txt").write_text("no DICOM")
+    ds.save_as(folder / "b.dcm", implicit_vr=False, little_endian=True)
+    assert (folder / "b.dcm").read_bytes()[:2] == b"\x08\0"
+    known = Identities([{"image": str(folder), "case": folder.name, "subject": "Zebediah"}])
+    assert re.fullmatch(r"dicom-[0-9a-f]{8}", known.case("QUOKKA"))
+    assert "774411" not in known.clean("scan of 774411, Quokka")
+    whole = (folder / "b.dcm").read_bytes()
+    (folder / "b.dcm").write_bytes(bytes(128) + b"DICM" + whole[:-5])
+    with pytest.raises(DatasetError, match=r"b\.dcm") as caught:
+        Identities([{"image": str(folder), "case": folder.name}])
+    assert caught.value.code == "IDENTITY_UNREADABLE"
+    with pytest.raises(AccunetError, match="no such file") as absent:
+        Identities([{"image": str(tmp_path / "gone.nii.gz"), "case": "gone"}])
+    assert absent.value.code == "FILE_MISSING"
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,19 @@
-"""What each of several gloo processes does in the tests: trains its part of the same batches."""
+"""What each of several gloo processes does in the tests: trains its part of the same batches.
+
+    python -m tests.training.two_processes --steps 24
+
+compares two processes with one in float32, at the width and with the settings of the shipped training; and, for what
+rounding alone does, one process with another whose first weights differ by 1e-7 of their values.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import multiprocessing
 import os
+import socket
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +22,7 @@ import torch
 from ignite.engine import Events
 from torch import nn
 
-from accunet_monai.networks import ACCUNet
+from accunet_monai.networks import ACCUNet, weight_decay_groups
 from accunet_monai.training import (
     GradientClip,
     MovingAverage,
@@ -20,6 +30,7 @@ from accunet_monai.training import (
     TrainingForward,
     main_first,
     make_loss,
+    make_schedule,
     parallel,
     start_processes,
     trained_module,
@@ -80,6 +91,36 @@ def train_part(folder: Path, loss: str, deep: bool, parts: int) -> None:
         (folder / "out.json").write_text(json.dumps({**told, "weights": weights}))
 
 
+def train_as_shipped(folder: Path, name: str, steps: int, nudge: float) -> None:
+    """Train a network of the shipped width in float32 on this process's part of made batches; write the losses."""
+    torch.manual_seed(7)
+    network = ACCUNet(2, 3, 3, base_filters=16).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight *= 1 + nudge
+    optimizer = torch.optim.AdamW(weight_decay_groups(network, 0.03), lr=0.0015)
+    schedule = make_schedule("one_cycle", optimizer, 1, steps, 0.1)
+    loss_function, module = make_loss("dice_ce"), parallel(network, "cpu")
+    generator = torch.Generator().manual_seed(0)
+    mine = slice(rank() * 8 // processes(), (rank() + 1) * 8 // processes())
+    losses = []
+    for _ in range(steps):
+        smooth = torch.nn.functional.interpolate(
+            torch.randn(8, 1, 8, 6, generator=generator), (64, 48), mode="bilinear"
+        )
+        label = (smooth > 0.7).long() + (smooth > 1.2).long()
+        image = smooth + 0.5 * torch.randn(8, 3, 64, 48, generator=generator)
+        optimizer.zero_grad()
+        loss = loss_function(module(image[mine].contiguous(memory_format=torch.channels_last)), label[mine])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    if rank() == 0:
+        (folder / f"{name}.json").write_text(json.dumps(losses))
+
+
 def small_facts(folder: Path) -> None:
     """Each process writes what the helpers tell it."""
     main_first((folder / "made").touch)
@@ -116,3 +157,29 @@ def start(number: int, count: int, port: int, what: str, arguments: tuple[Any, .
     start_processes("cpu")
     globals()[what](*arguments)
     torch.distributed.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=24)
+    steps = parser.parse_args().steps
+    runs = {"one": (1, 0.0), "two": (2, 0.0), "nudged": (1, 1e-7)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (count, nudge) in runs.items():
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            arguments = (count, port, "train_as_shipped", (Path(folder), name, steps, nudge))
+            started = [multiprocessing.Process(target=start, args=(number, *arguments)) for number in range(count)]
+            for process in started:
+                process.start()
+            for process in started:
+                process.join()
+        one, two, nudged = (json.loads((Path(folder) / f"{name}.json").read_text()) for name in runs)
+    print("step  one process  two: difference  nudged: difference")
+    for step, (alone, together, other) in enumerate(zip(one, two, nudged, strict=True), 1):
+        print(f"{step:4d}  {alone:11.6f}  {together - alone:15.1e}  {other - alone:18.1e}")
+
+
+if __name__ == "__main__":
+    main()

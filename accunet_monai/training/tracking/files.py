@@ -59,13 +59,21 @@ def log_settings(
     client.log_text(run_id, text, CONFIG)
 
 
-def log_report(outbox: Outbox, folder: Path, rows: Sequence[Row]) -> None:
-    """Log the files of an evaluation, its rows as a table of MLflow's page, and a description of the run."""
+def log_report(outbox: Outbox, folder: Path, rows: Sequence[Row], heading: str, *further: str) -> None:
+    """Log the files of an evaluation, its rows as a table of MLflow's page, and a description of the run.
+
+    Args:
+        outbox: of the run.
+        folder: that ``write_report`` wrote.
+        rows: of all cases.
+        heading: of the description: what was evaluated.
+        further: paragraphs of it, in Markdown.
+    """
     outbox.folder(folder)
     if rows:
         outbox.file(TABLE, lambda: _table_json(rows))
         outbox.tag("mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}]))
-        outbox.tag("mlflow.note.content", _description(rows))
+        outbox.tag("mlflow.note.content", _description(rows, heading, further))
 
 
 def log_case_table(outbox: Outbox, metric: CaseDice, identities: Identities) -> None:
@@ -102,26 +110,18 @@ def assemble_bundle(
     return folder
 
 
-def _description(rows: Sequence[Row]) -> str:
+def _description(rows: Sequence[Row], heading: str, further: Sequence[str]) -> str:
     """What the run's page says first, in Markdown."""
     summary = summarise(rows)
     estimates = {**{label: found["dice"] for label, found in summary.labels.items()}, "mean": summary.overall["dice"]}
     lines = [f"| {label} | {estimate.text(3)} |" for label, estimate in estimates.items()]
-    worst = ", ".join(worst_first(rows)[:5])
-    return "\n".join(
-        [
-            f"Best validation: {summary.cases} cases of {summary.subjects} subjects. Dice with 95 % intervals:",
-            "",
-            "| label | Dice |",
-            "|---|---|",
-            *lines,
-            "",
-            f"Worst cases: {worst}.",
-            "",
-            "**Artifacts** has `review.html` (all cases, the worst first), `cases.csv`, `bland_altman.png`; "
-            "**Model metrics** has curves, and pictures of the first and the worst cases with a slider for the epoch.",
-        ]
-    )
+    parts = [
+        f"{heading}: {summary.cases} cases of {summary.subjects} subjects. Dice with 95 % intervals:",
+        "\n".join(["| label | Dice |", "|---|---|", *lines]),
+        f"Worst cases: {', '.join(worst_first(rows)[:5])}.",
+        *further,
+    ]
+    return "\n\n".join(parts)
 
 
 def _table_json(rows: Iterable[Mapping[str, Any]]) -> bytes:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
 
 from accunet_monai.datasets import content_digest
+from accunet_monai.errors import DatasetError
+from accunet_monai.volumes.dicom_files import read_headers
 
 REMOVED = "removed"
 
@@ -36,6 +37,10 @@ class Identities:
 
     Args:
         cases: with ``image``, ``case`` and, if known, ``subject``.
+
+    Raises:
+        SeriesError: ``FILE_MISSING``.
+        DatasetError: ``IDENTITY_UNREADABLE``: an image may be of DICOM and its header cannot be read.
     """
 
     def __init__(self, cases: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -72,16 +77,26 @@ class Identities:
 
 
 def _header(image: Any) -> Dataset | None:
-    """The header of a DICOM file, or of the first one in a folder; ``None`` for anything else."""
-    if not isinstance(image, str | os.PathLike):
+    """The header of a DICOM file, or of the first one in a folder; ``None`` for what is no DICOM.
+
+    Raises:
+        SeriesError: ``FILE_MISSING``.
+        DatasetError: ``IDENTITY_UNREADABLE``.
+    """
+    if not isinstance(image, str | os.PathLike) or not os.fspath(image):
         return None
     path = Path(image)
-    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
-    for file in files:
-        try:
-            return dcmread(file, stop_before_pixels=True)
-        except (InvalidDicomError, OSError):
-            continue
+    headers, skipped = read_headers(path)  # the same files that are trained on, those without a preamble too
+    if headers:
+        return dcmread(headers[0].path, stop_before_pixels=True, force=True)
+    damaged = next((file for file in skipped if file.code != "NOT_DICOM"), None)
+    if damaged is not None:
+        raise DatasetError(
+            "IDENTITY_UNREADABLE",
+            f"whom this image is of cannot be read, so nothing of it may be logged: {damaged.reason}.",
+            path=damaged.path,
+            hint="Mend or remove the file, or leave the case out of the split.",
+        )
     return None
 
 

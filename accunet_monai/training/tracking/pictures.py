@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import io
 import math
@@ -115,8 +116,9 @@ class ValidationPictures:
         """Log what was collected and forget it; what comes first, as step 0 too, where MLflow's slider begins."""
         taken = self.take()
         for key, overlay in taken:
+            png = functools.cache(functools.partial(overlay.png, self.labels, self.axis, step))
             for shown in (0, step) if self.sent is None else (step,):
-                outbox.picture(key, shown, lambda overlay=overlay: overlay.png(self.labels, self.axis, step))  # type: ignore[misc]
+                outbox.picture(key, shown, png)
         self.sent = step if taken else self.sent
 
     def _overlay(self, number: int, case: Mapping[str, Any]) -> Overlay:

@@ -129,38 +129,6 @@ def find_run(client: MlflowClient, run_id: str) -> Run:
         ) from error
 
 
-def start_parent_run(
-    experiment: str,
-    name: str | None = None,
-    folder: str | os.PathLike[str] = "runs",
-    tags: Mapping[str, str] | None = None,
-    run_id: str | None = None,
-) -> str:
-    """Id of a run below which others are nested, e.g. that of a cross-validation; see :func:`finish_run`.
-
-    Args:
-        experiment: name of the experiment, made if need be.
-        name: of the run; by default the local time.
-        folder: where the default database lies; see :func:`tracking_uri`.
-        tags: of the run.
-        run_id: of an earlier one, which is reopened instead.
-
-    Raises:
-        TrackingError: ``TRACKING_SERVER``, ``TRACKING_RUN_MISSING``.
-    """
-    client = connect(folder)
-    experiment_id = open_experiment(client, experiment, folder)
-    close_stale_runs(client, [experiment_id])
-    if run_id is not None:
-        return str(reopen_run(client, run_id).info.run_id)
-    return start_run(client, experiment_id, name, tags)
-
-
-def finish_run(run_id: str, status: str = "FINISHED", folder: str | os.PathLike[str] = "runs") -> None:
-    """End a run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
-    connect(folder).set_terminated(run_id, status)
-
-
 def beat(client: MlflowClient, *run_ids: str) -> None:
     """Say that the training of these runs is alive."""
     for run_id in run_ids:

@@ -57,6 +57,12 @@ from accunet_monai.workflow import running_workflow
 
 _KILLED = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
+_WHERE = (
+    "**Artifacts** has `review.html` (all cases, the worst first), `cases.csv`, `bland_altman.png`; "
+    "**Model metrics** has curves, and pictures of the first and the worst cases with a slider for the epoch."
+)
+"""Last paragraph of a run's description."""
+
 
 class MLflowTracker:
     """Log a MONAI trainer and its evaluator to one MLflow run.
@@ -83,7 +89,7 @@ class MLflowTracker:
         spatial_dim: axis along which pictures are cut.
         worst_pictures: number of validation cases with the lowest Dice to picture.
         resume: go on with the run that ``run.json`` names, if there is one.
-        parent_run: id of the run that this one is nested below; see :func:`start_parent_run`.
+        parent_run: id of the run that this one is nested below; see :class:`ParentRun`.
         fold: of a cross-validation.
         cases: part of the split (``training``, ``validation``) → its cases.
         register: name of a registered model that gets the trained one as a new version.
@@ -267,7 +273,8 @@ class MLflowTracker:
         weights, inferer = self.output_dir / BEST_WEIGHTS, getattr(self.evaluator, "inferer", None)
         counts = reliability_of(weights, inferer, items, self.metric.labels, self.pictures.fixed)
         title = self.identities.clean(f"{self.experiment}, {self.run_name or self.run_id}")
-        log_report(self.outbox, folder, report_cases(cases, self.metric.labels, folder, title, counts))
+        rows = report_cases(cases, self.metric.labels, folder, title, counts)
+        log_report(self.outbox, folder, rows, "Best validation", _WHERE)
 
     def _log_bundle(self, run_id: str, folder: Path) -> str:
         """Log the bundle with the best weights, and register it if that is wanted; returns what to say of that."""
