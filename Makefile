@@ -8,12 +8,12 @@ STAMP := .venv/.made-from-constraints
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench chaos chaos-short docs clean
+.PHONY: help demo test lint bench chaos chaos-short takeover soak docs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
-demo: $(STAMP) ## segment a real MRI, train a small ACC-UNet, show the experiment
+demo: $(STAMP) ## segment a real MRI, train a small ACC-UNet, send a series through a PACS
 	$(BIN)/accunet demo
 
 test: $(STAMP) ## all tests, a process a core; the summary names what was skipped and why
@@ -29,10 +29,16 @@ bench: $(STAMP) ## every benchmark, each with its own table
 	set -e; for benchmark in $(BENCHMARKS); do $(BIN)/python $$benchmark; done
 
 chaos: $(STAMP) ## kill a PACS site's processes at random, 200 times over 300 series (Orthanc, PostgreSQL)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.pacs.chaos --kills 200 --series 300
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.pacs.chaos --kills 200 --series 300 --within 60
 
 chaos-short: $(STAMP) ## the same, 20 times over 30 series
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.pacs.chaos --kills 20 --series 30
+
+takeover: $(STAMP) ## workers killed, frozen and replaced by another release, with 100 series each
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.pacs.takeover --series 100
+
+soak: $(STAMP) ## a PACS site in use for 20 minutes: do threads, memory and descriptors grow?
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.pacs.soak --minutes 20
 
 docs: $(STAMP) ## the documentation, into site/
 	$(BIN)/mkdocs build --strict

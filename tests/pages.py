@@ -4,6 +4,7 @@ A page runs in a folder of its own that has ``image.nii.gz``, ``label.nii.gz``, 
 ``bundles`` and ``configs``; ``PATH`` in a command is a made dataset. A comment right before a block says what differs:
 
     <!-- test: skip, REASON -->     the block is not run
+    <!-- test: by FILE -->          another test runs the block
     <!-- test: with ARGUMENTS -->   added to each command of the block, to keep it short
     <!-- test: printed -->          the block is what the Python block before it printed
 
@@ -61,7 +62,7 @@ def run_page(page: Path, folder: Path) -> dict[str, Any]:
     with contextlib.chdir(folder):
         for block in blocks(page):
             where = f"{page.name}, line {block.line}"
-            if block.note.startswith("skip, "):
+            if block.note.startswith(("skip, ", "by ")):
                 continue
             if block.note == "printed":
                 assert block.text == printed, f"{where} says\n{block.text}\nbut it printed\n{printed}"

@@ -34,6 +34,8 @@ def test_nothing_in_the_readme_is_skipped() -> None:
     shown = blocks(ROOT / "README.md")
     assert {block.language for block in shown} == {"bash", "python", "bibtex"}
     assert not [block for block in shown if block.note.startswith("skip")]
+    elsewhere = [block.note.removeprefix("by ") for block in shown if block.note.startswith("by ")]
+    assert elsewhere == ["tests/pacs/test_first_steps.py"]
 
 
 def test_the_citation_is_that_of_the_citation_file() -> None:

@@ -97,7 +97,7 @@ def batch(
 @pacs_app.command()
 def why(
     site: SiteArgument,
-    uid: Annotated[str, typer.Argument(metavar="STUDY|SERIES", help="A StudyInstanceUID or SeriesInstanceUID.")],
+    uid: Annotated[str, typer.Argument(metavar="STUDY|SERIES|FILE", help="A study's or series' UID, or a file of it.")],
     as_json: JsonOption = False,
 ) -> None:
     """Tell what is known of a study or series, with every rule's decision and every code."""
@@ -146,7 +146,6 @@ def _import(path: Path, folder: Path, priority: int) -> None:
     with OpenSite(site_of(path)) as opened:
         registrar = opened.registrar("import")
         counts = import_folder(folder, opened.storage, registrar, priority=priority)
-        registrar.close()
         _print_counts(counts)
         judge = Judge(opened.site.limits.decode_memory_bytes)
         made = close_complete(opened.site, opened.engine, opened.storage, judge)
@@ -178,7 +177,6 @@ def _batch(path: Path, values: dict[str, Any], dry_run: bool) -> None:
         console.print(f"{len(wanted)} series of {total} instances are not here yet.", highlight=False)
         if not dry_run:
             _print_counts(puller.run(wanted))
-        registrar.close()
 
 
 def _why(path: Path, uid: str, as_json: bool) -> None:

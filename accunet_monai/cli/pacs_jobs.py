@@ -108,11 +108,25 @@ def drain(
 @pacs_app.command()
 def trace(
     site: SiteArgument,
-    seg: Annotated[str, typer.Argument(help="A SEG file, or its SOPInstanceUID.")],
+    what: Annotated[
+        str | None,
+        typer.Argument(help="A SEG or report, file or SOPInstanceUID; or models:/NAME@ALIAS, where MLflow is."),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="The beginning of the weights' sha256.")] = None,
+    run: Annotated[str | None, typer.Option(help="The MLflow run that made the weights.")] = None,
     as_json: JsonOption = False,
+    runs_dir: Annotated[
+        Path, typer.Option("--runs-dir", help="Folder of the database mlflow.db, unless MLFLOW_TRACKING_URI is set.")
+    ] = Path("runs"),
 ) -> None:
-    """From a SEG to the job, the bundle, its weights, and the run and data that made them."""
-    guarded(_trace, site, seg, as_json)
+    """From a SEG to the job, the bundle, its weights, the run and data behind them; from weights to all they made."""
+    if sum(one is not None for one in (what, weights, run)) != 1:
+        raise typer.BadParameter("name one of: a SEG, --weights, --run")
+    if what is not None and not what.startswith("models:/"):
+        guarded(_trace, site, what, as_json)
+    else:
+        run = run if what is None else guarded(_run_of, what, runs_dir)
+        guarded(_trace_weights, site, weights, run, as_json)
 
 
 @audit_app.command()
@@ -242,6 +256,25 @@ def _trace(file: Path, seg: str, as_json: bool) -> None:
 
     site, engine = _open(file)
     _print(trace_of(site, engine, seg), as_json)
+
+
+def _run_of(uri: str, runs_dir: Path) -> str:
+    """The run of a registered model, which only a host with MLflow can tell."""
+    from accunet_monai.registry import run_of
+
+    return run_of(uri, runs_dir)
+
+
+def _trace_weights(file: Path, weights: str | None, run: str | None, as_json: bool) -> None:
+    from accunet_monai.pacs.tracing import trace_weights
+
+    site, engine = _open(file)
+    found = trace_weights(site, engine, weights=weights, run=run)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for facts in found:
+        _print(facts, as_json)
 
 
 def _verify(file: Path, head: str | None, as_json: bool) -> None:

@@ -94,7 +94,8 @@ def segment_hippocampi(output: Path, console: Console, brain: Volume | None = No
         spread[side] = (min(values), max(values))
     output.mkdir(parents=True, exist_ok=True)
     path = write_label_map(output / "mni152_hippocampi_seg.nii.gz", label_map, brain, description="accunet demo")
-    picture = _draw(brain, label_map, output / "mni152_hippocampi.png")
+    title = "Hippocampi in the MNI152 average T1, segmented by the shipped ACC-UNet (not a medical device)"
+    picture = draw_hippocampi(brain, label_map, output / "mni152_hippocampi.png", title)
     centroids = _centroids(brain, label_map, predictor.labels)
     result = HippocampusResult({s: v[0] for s, v in volumes.items()}, spread, centroids, path, picture)
     _print(result, console)
@@ -112,12 +113,18 @@ def segment_box(predictor: Predictor, brain: Volume, centre_ras: Array) -> tuple
     Returns:
         (first voxel of the box, label map of the box).
     """
+    corner, box = box_around(brain, centre_ras)
+    return corner, predictor.predict(box).label_map
+
+
+def box_around(brain: Volume, centre_ras: Array) -> tuple[tuple[int, int, int], Volume]:
+    """The box of ``BOX_MM`` around a point, mm, of a brain of 1 mm in RAS; (its first voxel, the box)."""
     voxel = np.linalg.inv(brain.affine_ras) @ [*centre_ras, 1]
     corner = tuple(int(v) for v in np.rint(voxel[:3] - np.array(BOX_MM) / 2))
     box = tuple(slice(c, c + n) for c, n in zip(corner, BOX_MM, strict=True))
     affine = brain.affine_ras.copy()
     affine[:3, 3] = (brain.affine_ras @ [*corner, 1])[:3]
-    return (corner[0], corner[1], corner[2]), predictor.predict(Volume(brain.array[box], affine)).label_map
+    return (corner[0], corner[1], corner[2]), Volume(brain.array[box], affine)
 
 
 def _centroids(
@@ -133,7 +140,8 @@ def _centroids(
     return found
 
 
-def _draw(brain: Volume, label_map: Array, path: Path) -> Path:
+def draw_hippocampi(brain: Volume, label_map: Array, path: Path, title: str) -> Path:
+    """Write a picture of coronal slices around the hippocampi, with the labels over them."""
     corners = np.linalg.inv(brain.affine_ras) @ np.vstack([np.array(_PICTURE_BOX_RAS), [[1, 1]]])
     box = tuple(slice(int(low), int(high)) for low, high in np.rint(corners[:3]).astype(int))
     return contact_sheet(
@@ -143,7 +151,7 @@ def _draw(brain: Volume, label_map: Array, path: Path) -> Path:
         axis=1,
         columns=4,
         slices=8,
-        title="Hippocampi in the MNI152 average T1, segmented by the shipped ACC-UNet (not a medical device)",
+        title=title,
         label_names=label_names(load_bundle(BUNDLE).bundle),
     )
 

@@ -16,9 +16,10 @@ from pynetdicom.pdu_primitives import (
     ImplementationClassUIDNotification,
     ImplementationVersionNameNotification,
     MaximumLengthNotification,
+    SCP_SCU_RoleSelectionNegotiation,
 )
 from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs.settings import Peer, Site
@@ -110,7 +111,9 @@ class Acceptor:
         self._site = site
         self.peers = Peers(site.peers)
         storage = [build_context(str(cx.abstract_syntax), TRANSFER_SYNTAXES) for cx in AllStoragePresentationContexts]
-        self._supported = [build_context(Verification), *storage]
+        commitment = build_context(StorageCommitmentPushModel, TRANSFER_SYNTAXES[:2])
+        commitment.scu_role = commitment.scp_role = True  # a PACS that calls us to report is the provider
+        self._supported = [build_context(Verification), commitment, *storage]
 
     def decide(self, content: bytes, address: str) -> Negotiated:
         """The terms for an A-ASSOCIATE-RQ's content.
@@ -133,15 +136,22 @@ class Acceptor:
             raise RejectedError("AE_CALLED", "another AE title was called.", CALLED)
         if request.application_context_name != uid.UID("1.2.840.10008.3.1.1.1"):
             raise RejectedError("ASSOCIATE_CONTEXT", "another application context was asked for.", CONTEXT_NAME)
-        results, _ = negotiate_as_acceptor(offered, self._supported)
+        proposed = [item for item in request.user_information if isinstance(item, SCP_SCU_RoleSelectionNegotiation)]
+        wanted = {uid.UID(str(item.sop_class_uid)): (item.scu_role, item.scp_role) for item in proposed}
+        results, roles = negotiate_as_acceptor(offered, self._supported, wanted)
         accepted = {
             int(cx.context_id or 0): (str(cx.abstract_syntax), str(cx.transfer_syntax[0]))
             for cx in results
             if cx.result == 0
         }
-        return Negotiated(title, accepted, self._answer(request, results))
+        return Negotiated(title, accepted, self._answer(request, results, roles))
 
-    def _answer(self, request: A_ASSOCIATE, results: list[PresentationContext]) -> bytes:
+    def _answer(
+        self,
+        request: A_ASSOCIATE,
+        results: list[PresentationContext],
+        roles: list[SCP_SCU_RoleSelectionNegotiation],
+    ) -> bytes:
         longest, ours, version = (
             MaximumLengthNotification(),
             ImplementationClassUIDNotification(),
@@ -155,7 +165,7 @@ class Acceptor:
         primitive.calling_ae_title, primitive.called_ae_title = request.calling_ae_title, request.called_ae_title
         primitive.result, primitive.result_source = 0, 1
         primitive.presentation_context_definition_results_list = results
-        primitive.user_information = [longest, ours, version]
+        primitive.user_information = [longest, ours, version, *roles]
         pdu = A_ASSOCIATE_AC()
         pdu.from_primitive(primitive)
         return pdu.encode()

@@ -1,4 +1,4 @@
-"""One association of the storage SCP, from its first byte to its last: C-ECHO and C-STORE.
+"""One association of the storage SCP, from its first byte to its last: C-ECHO, C-STORE, and a PACS's commitments.
 
 What is refused for its content is read to its end, so that the peer hears why; what breaks the protocol or a limit ends
 the association.
@@ -16,8 +16,11 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
+
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs.acceptor import MAX_ASSOCIATE_BYTES, Negotiated, RejectedError
+from accunet_monai.pacs.commitment import MAX_REPORT_BYTES, read_report, take_report
 from accunet_monai.pacs.logs import event
 from accunet_monai.pacs.registrar import Arrival
 from accunet_monai.pacs.storage import Incoming
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 SUCCESS, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000
 """Statuses of C-STORE (PS3.4 table B.2-1)."""
 
-_ECHO_RQ, _STORE_RQ, _CANCEL_RQ = 0x0030, 0x0001, 0x0FFF
+_ECHO_RQ, _STORE_RQ, _REPORT_RQ, _CANCEL_RQ = 0x0030, 0x0001, 0x0100, 0x0FFF
+_PROCESSING_FAILURE, _NO_SUCH_INSTANCE = 0x0110, 0x0112
 _NO_DATASET = 0x0101
 _STATUS = {"INSTANCE_MISMATCH": MISMATCH, "INSTANCE_UID": CANNOT_UNDERSTAND, "INSTANCE_UNREADABLE": CANNOT_UNDERSTAND}
 _ENDS_ASSOCIATION = frozenset({"INSTANCE_TOO_LARGE", "INSTANCE_INFLATED"})
@@ -44,6 +48,7 @@ class _Message:
     command: bytearray = field(default_factory=bytearray)
     elements: dict[int, bytes] | None = None
     incoming: Incoming | None = None
+    report: bytearray | None = None
     refused: PacsError | None = None
 
 
@@ -139,6 +144,10 @@ class Association:
             return
         if message.incoming is not None:
             self._write(message, data)
+        elif message.report is not None:
+            message.report += data
+            if len(message.report) > MAX_REPORT_BYTES:
+                raise PacsError("PDU_TOO_LARGE", "a report without an end.")
         if last:
             self._end(message)
 
@@ -163,6 +172,8 @@ class Association:
                 message.incoming = self._receiver.storage.open_incoming(name, announced, instance, syntax)
             except PacsError as error:
                 message.refused = error
+        elif command == _REPORT_RQ and has_dataset and sop_class == StorageCommitmentPushModel:
+            message.report = bytearray()
         else:
             raise PacsError("COMMAND_UNKNOWN", "neither C-ECHO nor C-STORE.")
 
@@ -180,6 +191,9 @@ class Association:
 
     def _end(self, message: _Message) -> None:
         """A dataset is complete."""
+        if message.report is not None:
+            self._answer(message, 0x8100, self._reported(bytes(message.report), message.context))
+            return
         status = SUCCESS
         try:
             if message.refused is not None or message.incoming is None:
@@ -200,6 +214,18 @@ class Association:
             self._discard()
         self._answer(message, 0x8001, status)
 
+    def _reported(self, report: bytes, context: int) -> int:
+        """A PACS says whether it keeps what we sent; returns the status for it."""
+        syntax = (self._terms.contexts if self._terms else {})[context][1]
+        try:
+            known = take_report(self._receiver.engine, self.title, read_report(report, syntax))
+        except Exception:  # what was received is no report, or the database failed
+            self._receiver.count("REPORT_UNREADABLE")
+            event("report_refused", logging.WARNING, code="REPORT_UNREADABLE", peer=self.title)
+            return _PROCESSING_FAILURE
+        self._receiver.count("report" if known else "REPORT_UNKNOWN")
+        return SUCCESS if known else _NO_SUCH_INSTANCE
+
     def _keep(self, incoming: Incoming) -> str:
         arrival = Arrival(incoming.keep(), f"push:{self.title}", association=self.id)
         outcome = self._receiver.registrar.register(arrival)
@@ -214,6 +240,8 @@ class Association:
         for element in (0x0002, 0x1000):
             if element in elements:
                 answer[element] = elements[element].rstrip(b"\0 ")
+        if 0x1002 in elements:
+            answer[0x1002] = _number(elements[0x1002])
         self._message = None
         self.wire.send(encode_response(message.context, answer))
         if self._receiver.stopping.is_set():

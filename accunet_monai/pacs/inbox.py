@@ -56,8 +56,7 @@ class OpenSite:
         self.close()
 
     def close(self) -> None:
-        """Close both."""
-        self.storage.close()
+        """Close the database."""
         self.engine.dispose()
 
 

@@ -2,7 +2,8 @@
 
 ``queued`` → ``running`` → ``delivering`` → ``done``. A failure that may pass leads back to ``queued`` with one attempt
 more, and after ``jobs.attempts`` of the settings to ``dead``; one that cannot pass leads there at once. A job whose
-series has a newer revision becomes ``superseded`` as long as nothing of it was sent.
+series has a newer revision becomes ``superseded`` as long as nothing of it was sent; so does one whose bundle was
+replaced before it was segmented, and the same is queued for the new bundle.
 
 Every change after the claim is made in a transaction that renews the worker's lease and finds the job still its own,
 in the same attempt: a worker that was frozen and replaced changes nothing, and the first SEG stored is the only one.
@@ -10,23 +11,28 @@ in the same attempt: a worker that was frozen and replaced changes nothing, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, case, exists, func, select, update
 
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs import audit
 from accunet_monai.pacs.database import insert_new, now, reading
-from accunet_monai.pacs.leases import Lease, live
+from accunet_monai.pacs.leases import RELEASED, Lease, live
 from accunet_monai.pacs.settings import Site
 from accunet_monai.pacs.tables import deliveries, jobs, revisions
 
 OPEN = ("queued", "running", "delivering")
 ENDED = ("done", "dead", "cancelled", "superseded")
 MAX_WAIT_SECONDS = 3600.0
+DRAINING = "draining"
+"""A file of this name in the storage: workers begin no further job."""
+
+_OWN, _OTHER, _BEFORE = revisions.alias(), revisions.alias(), jobs.alias()  # making them takes longer than a query
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Hold:
                 _set(connection, row.id, state="superseded", executor=None)
                 audit.append(connection, "job_superseded", job=row.id)
                 return None
-            if _earlier_revision_runs(connection, row):
+            if connection.execute(select(_earlier_runs(row))).scalar():
                 return None
             state = "running" if row.seg_sha256 is None else "delivering"
             _set(connection, row.id, state=state, executor=self.lease.executor_id)
@@ -74,16 +80,37 @@ class Hold:
     def changing(self) -> Iterator[Connection]:
         """A transaction that stands only if the lease and the claim are still held.
 
+        What a worker that is no more had claimed goes over to this one, which continues at the step after the last.
+
         Raises:
             PacsError: ``LEASE_LOST``, ``JOB_TAKEN``.
         """
         with self.engine.begin() as connection:
             self.lease.hold(connection)
-            mine = (jobs.c.id == self.job_id) & (jobs.c.attempts == self.attempt)
-            mine &= (jobs.c.executor == self.lease.executor_id) & jobs.c.state.in_(("running", "delivering"))
-            if connection.execute(update(jobs).where(mine).values(changed_at=now())).rowcount != 1:
+            own = self.lease.executor_id
+            mine = (jobs.c.executor == own) | jobs.c.executor.in_(RELEASED)
+            mine &= (jobs.c.id == self.job_id) & (jobs.c.attempts == self.attempt)
+            mine &= jobs.c.state.in_(("running", "delivering"))
+            if connection.execute(update(jobs).where(mine).values(executor=own, changed_at=now())).rowcount != 1:
                 raise PacsError("JOB_TAKEN", "the job was cancelled, timed out or is another worker's.")
             yield connection
+
+    def moved_to(self, successor: str, bundle_digest: str) -> bool:
+        """Queue the same for the bundle as it is now; ``False``, and nothing happens, where that job is there.
+
+        Args:
+            successor: the id of that job.
+            bundle_digest: of the bundle's manifest.
+        """
+        with self.changing() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.id == self.job_id)).one()
+            fresh = {"state": "queued", "attempts": 0, "executor": None, "code": None, "changed_at": now()}
+            same = {**row._mapping, "id": successor, "bundle_digest": bundle_digest}
+            if not insert_new(connection, jobs, same | fresh):
+                return False
+            _set(connection, self.job_id, state="superseded", code="BUNDLE_REPLACED", executor=None)
+            audit.append(connection, "bundle_replaced", job=self.job_id, by=successor)
+        return True
 
     def stored(self, file: str, sha256: str, sop_uid: str, destinations: Sequence[str]) -> None:
         """The verified SEG lies in the storage: from now on these bytes are sent and no others."""
@@ -151,24 +178,38 @@ def wait_seconds(attempts: int, site: Site) -> float:
 
 
 def due(engine: Engine, site: Site, limit: int = 100) -> list[Due]:
-    """Queued jobs whose wait is over, the most urgent first."""
+    """Queued jobs whose wait is over and that wait for no earlier revision, the most urgent first."""
+    waits = {failed: wait_seconds(failed, site) for failed in range(site.jobs.attempts)}
+    wait = case(waits, value=jobs.c.attempts % site.jobs.attempts)
+    query = select(jobs.c.id, jobs.c.attempts, jobs.c.priority).where(jobs.c.state == "queued")
+    query = query.where(jobs.c.changed_at + wait <= now()).order_by(jobs.c.priority.desc(), jobs.c.made_at, jobs.c.id)
+    found: list[Due] = []
     with reading(engine) as connection:
-        query = select(jobs).where(jobs.c.state == "queued").order_by(jobs.c.priority.desc(), jobs.c.made_at)
-        found = []
-        for row in connection.execute(query):
-            if row.changed_at + wait_seconds(row.attempts, site) > now() or _earlier_revision_runs(connection, row):
-                continue
-            found.append(Due(row.id, row.attempts, row.priority))
-            if len(found) == limit:
-                break
+        for offset in count(step=limit):
+            some = connection.execute(query.limit(limit).offset(offset)).all()
+            if not some:
+                return found
+            behind = select(jobs.c.id).where(jobs.c.id.in_([row.id for row in some]), _earlier_runs(jobs.c))
+            waiting = set(connection.execute(behind).scalars())
+            found += [Due(row.id, row.attempts, row.priority) for row in some if row.id not in waiting]
+            if len(some) < limit or len(found) >= limit:
+                return found[:limit]
     return found
 
 
-def open_jobs(engine: Engine, quiet_seconds: float) -> list[Row[Any]]:
-    """Jobs that have not ended and in which nothing happened for a while, with whether their worker lives."""
+def stuck_jobs(engine: Engine, quiet_seconds: float, sent: Iterable[str]) -> list[Row[Any]]:
+    """Jobs of workers that are no more, and those in which nothing happened for a while.
+
+    Args:
+        engine: of the database.
+        quiet_seconds: for so long.
+        sent: ids of those that wait in the queue; the others of a long backlog are nobody's business yet.
+    """
+    quiet = jobs.c.changed_at < now() - quiet_seconds
+    begun = jobs.c.state.in_(("running", "delivering")) & (quiet | jobs.c.executor.in_(RELEASED))
+    queued = (jobs.c.state == "queued") & jobs.c.id.in_(list(sent))
     with reading(engine) as connection:
-        late = jobs.c.changed_at < now() - quiet_seconds
-        return list(connection.execute(select(jobs).where(jobs.c.state.in_(OPEN), late)))
+        return list(connection.execute(select(jobs).where(begun | (quiet & queued))))
 
 
 def interrupted(engine: Engine, row: Row[Any], code: str, attempts: int) -> bool:
@@ -266,11 +307,10 @@ def _by_hand(engine: Engine, job_id: str, allowed: Sequence[str], state: str, ev
         audit.append(connection, event, job=job_id)
 
 
-def _revisions_of_series(revision_id: str, compare: Callable[[Any, Any], Any]) -> Any:
+def _revisions_of_series(revision_id: Any, compare: Callable[[Any, Any], Any]) -> Any:
     """The ids of the other revisions of a revision's series, by comparison of their numbers."""
-    own, other = revisions.alias(), revisions.alias()
-    joined = select(other.c.id).join(own, own.c.series_uid == other.c.series_uid)
-    return joined.where(own.c.id == revision_id, compare(other.c.number, own.c.number))
+    joined = select(_OTHER.c.id).join(_OWN, _OWN.c.series_uid == _OTHER.c.series_uid)
+    return joined.where(_OWN.c.id == revision_id, compare(_OTHER.c.number, _OWN.c.number)).correlate(jobs)
 
 
 def _superseded(connection: Connection, row: Row[Any], destination: str | None = None) -> bool:
@@ -283,12 +323,15 @@ def _superseded(connection: Connection, row: Row[Any], destination: str | None =
     return bool(connection.execute(select(replaced & ~sent)).scalar())
 
 
-def _earlier_revision_runs(connection: Connection, row: Row[Any]) -> bool:
-    """One revision after the other, so that the newest is the last to arrive."""
-    earlier = _revisions_of_series(row.revision_id, lambda number, own: number < own)
-    running = jobs.c.state.in_(("running", "delivering"))
-    same = exists().where(jobs.c.revision_id.in_(earlier), jobs.c.bundle == row.bundle, running)
-    return bool(connection.execute(select(same)).scalar())
+def _earlier_runs(columns: Any) -> ColumnElement[bool]:
+    """One revision after the other, so that the newest is the last to arrive.
+
+    Args:
+        columns: a job's row, or the columns of the query that this is part of.
+    """
+    earlier = _revisions_of_series(columns.revision_id, lambda number, own: number < own)
+    same = (_BEFORE.c.bundle == columns.bundle) & _BEFORE.c.state.in_(("running", "delivering"))
+    return exists().where(_BEFORE.c.revision_id.in_(earlier), same).correlate(jobs)
 
 
 def _waiting(job_id: str, destination: str) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from accunet_monai.pacs.tables import leases
 
 RENEW_SECONDS = 10.0
 
+RELEASED = select(leases.c.executor_id).where(leases.c.released_at.is_not(None))
+"""The ids of workers that are no more. Who is here never leaves: a lease is given up once and no id is used again."""
+
 
 class Lease:
     """The lease of this process.

@@ -57,6 +57,21 @@ _FIRST_BACK = ";".join(
     )
 )
 
+_SECOND = """
+CREATE TABLE reports (seg_sha256 TEXT NOT NULL PRIMARY KEY, file TEXT NOT NULL, sha256 TEXT NOT NULL,
+    sop_instance_uid TEXT NOT NULL);
+CREATE TABLE bundles (manifest_sha256 TEXT NOT NULL PRIMARY KEY, name TEXT NOT NULL, version TEXT, weights_sha256 TEXT,
+    mlflow_run TEXT, dataset_digest TEXT, first_used_at DOUBLE PRECISION NOT NULL)
+"""
+_SECOND_BACK = "DROP TABLE bundles; DROP TABLE reports"
+
+_THIRD = """
+CREATE TABLE commitments (transaction_uid TEXT NOT NULL PRIMARY KEY, ae_title TEXT NOT NULL,
+    sop_instance_uid TEXT NOT NULL, asked_at DOUBLE PRECISION NOT NULL, outcome TEXT);
+CREATE INDEX commitments_instance ON commitments (sop_instance_uid)
+"""
+_THIRD_BACK = "DROP TABLE commitments"
+
 
 @dataclass(frozen=True)
 class Migration:
@@ -66,7 +81,11 @@ class Migration:
     back: str
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(_FIRST, _FIRST_BACK),)
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(_FIRST, _FIRST_BACK),
+    Migration(_SECOND, _SECOND_BACK),
+    Migration(_THIRD, _THIRD_BACK),
+)
 """The first leads to version 1."""
 
 

@@ -27,13 +27,14 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
 )
+from requests.exceptions import SSLError
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from accunet_monai.errors import AccunetError, PacsError
 from accunet_monai.pacs.acceptor import TRANSFER_SYNTAXES
 from accunet_monai.pacs.association import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, SUCCESS
-from accunet_monai.pacs.clients import associated, web_client
+from accunet_monai.pacs.clients import associated, tls_error, web_client
 from accunet_monai.pacs.database import reading
 from accunet_monai.pacs.query import RemoteSeries, date_range, find_remote
 from accunet_monai.pacs.registrar import Arrival, Registrar, raise_priority
@@ -157,7 +158,7 @@ class Puller:
     def _by_web(self, web: DicomWeb, one: RemoteSeries, association: str) -> Counter[str]:
         counts: Counter[str] = Counter()
         try:
-            answers = web_client(web).iter_series(
+            answers = web_client(self._site, web).iter_series(
                 one.study_uid, one.series_uid, media_types=(("application/dicom", "*"),)
             )
             for ds in answers:
@@ -165,6 +166,8 @@ class Puller:
                 counts[self._take_dataset(ds, association)] += 1
         except PacsError:
             raise
+        except SSLError as error:
+            raise tls_error(web.url, error) from error
         except Exception as error:  # requests and dicomweb-client raise many types; a message may quote the address
             message = f"{web.url} did not answer WADO ({type(error).__name__})."
             raise PacsError("RETRIEVE_FAILED", message) from error

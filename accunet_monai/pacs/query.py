@@ -15,9 +15,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
     Verification,
 )
+from requests.exceptions import SSLError
 
 from accunet_monai.errors import PacsError, did_you_mean
-from accunet_monai.pacs.clients import associated, web_client
+from accunet_monai.pacs.clients import associated, tls_error, web_client
 from accunet_monai.pacs.settings import DicomWeb, Dimse, Pacs, Site
 
 STUDY_KEYS = "AccessionNumber ModalitiesInStudy PatientID StudyDate StudyDescription StudyInstanceUID".split()  # noqa: SIM905
@@ -93,7 +94,7 @@ def find_remote(site: Site, pacs: Pacs, query: Mapping[str, str], *, by_web: boo
     if by_web:
         if pacs.dicomweb is None:
             raise PacsError("PACS_WAY", f"the PACS {pacs.name!r} has no dicomweb.")
-        return list(_by_qido(pacs.dicomweb, studies, series))
+        return list(_by_qido(site, pacs.dicomweb, studies, series))
     if pacs.dimse is None:
         raise PacsError("PACS_WAY", f"the PACS {pacs.name!r} has no dimse.")
     return list(_by_find(site, pacs.dimse, studies, series))
@@ -137,8 +138,10 @@ def _by_find(site: Site, dimse: Dimse, studies: Mapping[str, str], series: Mappi
                 yield RemoteSeries(study, str(answer.SeriesInstanceUID), None if count in (None, "") else int(count))
 
 
-def _by_qido(web: DicomWeb, studies: Mapping[str, str], series: Mapping[str, str]) -> Iterator[RemoteSeries]:
-    client = web_client(web)
+def _by_qido(
+    site: Site, web: DicomWeb, studies: Mapping[str, str], series: Mapping[str, str]
+) -> Iterator[RemoteSeries]:
+    client = web_client(site, web)
     try:
         found = client.search_for_studies(search_filters=dict(studies), get_remaining=True)
         for study in dict.fromkeys(_value(answer, "StudyInstanceUID") for answer in found):
@@ -149,6 +152,8 @@ def _by_qido(web: DicomWeb, studies: Mapping[str, str], series: Mapping[str, str
                 yield RemoteSeries(study, _value(answer, "SeriesInstanceUID"), int(count) if count else None)
     except PacsError:
         raise
+    except SSLError as error:
+        raise tls_error(web.url, error) from error
     except Exception as error:  # requests and dicomweb-client raise many types; a message may quote the query
         raise PacsError("QUERY_FAILED", f"{web.url} did not answer QIDO ({type(error).__name__}).") from error
 

@@ -36,7 +36,7 @@ class Receiver:
     """
 
     def __init__(self, site: Site, engine: Engine, storage: Storage) -> None:
-        self.site, self.storage = site, storage
+        self.site, self.engine, self.storage = site, engine, storage
         self.name = f"{socket.gethostname()}:{site.port}:{site.ae_title}"
         self.acceptor = Acceptor(site)
         self.counts: Counter[str] = Counter()
@@ -69,7 +69,6 @@ class Receiver:
             association.thread.join(max(deadline - time.monotonic(), 0))
             association.wire.close()
             association.thread.join(5)
-        self.registrar.close()
         event("receiver_stopped", **dict(self.counts))
 
     @property

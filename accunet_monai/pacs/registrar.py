@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -29,7 +28,7 @@ Kept = Literal["new", "same", "aside"]
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An instance whose file is written; its row is committed when file and folder are on disk, and not before.
+    """An instance whose file is on disk; its row is not.
 
     Args:
         file: what it is, and its file.
@@ -50,8 +49,12 @@ class Arrival:
         return self.file.head
 
 
+_Waiting = tuple[Arrival | str, Future[Kept]]
+"""An arrival, or the id of an association that ended."""
+
+
 class Registrar:
-    """Commits arrivals in a thread of its own.
+    """Commits arrivals: the first of those who wait does it for all of them, in its own thread.
 
     Args:
         engine: the database.
@@ -61,49 +64,51 @@ class Registrar:
 
     def __init__(self, engine: Engine, pseudonyms: Pseudonyms, receiver: str) -> None:
         self._engine, self._pseudonyms, self.receiver = engine, pseudonyms, receiver
-        self._waiting: queue.SimpleQueue[tuple[Arrival | str, Future[Kept]] | None] = queue.SimpleQueue()
+        self._waiting: list[_Waiting] = []
+        self._committing = False
+        self._turn = threading.Condition()
         self._known: set[Any] = set()
         with engine.begin() as connection:
             own = select(associations.c.id).where(associations.c.receiver == receiver)
             connection.execute(delete(association_series).where(association_series.c.association_id.in_(own)))
             connection.execute(delete(associations).where(associations.c.receiver == receiver))
-        self._thread = threading.Thread(target=self._run, name="registrar", daemon=True)
-        self._thread.start()
 
     def register(self, arrival: Arrival) -> Kept:
         """Commit an arrival; returns when it is on disk.
 
         Raises:
-            OSError, SQLAlchemyError: it is not on disk, or not committed.
+            SQLAlchemyError: it is not committed.
         """
-        return self._put(arrival).result()
+        return self._put(arrival)
 
     def closed(self, association: str) -> None:
-        """An association ended; what it brought waits for it no longer."""
+        """An association ended; what it brought waits for it no longer.
+
+        Raises:
+            SQLAlchemyError: as for :meth:`register`; the association then counts as one that brings nothing any more.
+        """
         self._put(association)
 
-    def close(self) -> None:
-        """Commit what waits, then end."""
-        self._waiting.put(None)
-        self._thread.join()
-
-    def _put(self, item: Arrival | str) -> Future[Kept]:
+    def _put(self, item: Arrival | str) -> Kept:
         future: Future[Kept] = Future()
-        self._waiting.put((item, future))
-        return future
-
-    def _run(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            group = [first]
-            while len(group) < GROUP and not self._waiting.empty():
-                following = self._waiting.get()
-                if following is None:
-                    self._waiting.put(None)  # after this group
+        with self._turn:
+            self._waiting.append((item, future))
+        while not future.done():
+            with self._turn:
+                self._turn.wait_for(lambda: future.done() or not self._committing)
+                if future.done():
                     break
-                group.append(following)
-            self._commit(group)
+                self._committing, group = True, self._waiting[:GROUP]
+                del self._waiting[:GROUP]
+            try:
+                self._commit(group)
+            finally:
+                with self._turn:
+                    self._committing = False
+                    self._turn.notify_all()
+        return future.result()
 
-    def _commit(self, group: Sequence[tuple[Arrival | str, Future[Kept]]]) -> None:
+    def _commit(self, group: Sequence[_Waiting]) -> None:
         arrivals = [item for item, _ in group if isinstance(item, Arrival)]
         ended = [item for item, _ in group if isinstance(item, str)]
         known = set(self._known)
@@ -113,8 +118,6 @@ class Registrar:
                 if ended:
                     connection.execute(delete(association_series).where(association_series.c.association_id.in_(ended)))
                     connection.execute(delete(associations).where(associations.c.id.in_(ended)))
-                for arrival in arrivals:
-                    arrival.file.on_disk.result()
         except Exception as error:  # whoever waits is told; the next group may succeed
             self._fail(group, error)
             return
@@ -122,8 +125,8 @@ class Registrar:
         for item, future in group:
             future.set_result(next(outcomes) if isinstance(item, Arrival) else "same")
 
-    def _fail(self, group: Sequence[tuple[Arrival | str, Future[Kept]]], error: Exception) -> None:
-        """Tell the one that failed; of several, each tries by itself, so that one bad file fails alone."""
+    def _fail(self, group: Sequence[_Waiting], error: Exception) -> None:
+        """Tell the one that failed; of several, each tries by itself, so that one bad row fails alone."""
         if len(group) == 1:
             group[0][1].set_exception(error)
             return

@@ -10,8 +10,9 @@ import numpy as np
 from sqlalchemy import Engine, Row
 
 from accunet_monai.errors import PacsError
-from accunet_monai.pacs.replacing import replaced_file
-from accunet_monai.pacs.segmenting import Models, profile_of, scratch, segment, stored_file
+from accunet_monai.pacs.replacing import replaced_files
+from accunet_monai.pacs.results import scratch, stored_file
+from accunet_monai.pacs.segmenting import Models, profile_of, segment
 from accunet_monai.pacs.settings import Site
 from accunet_monai.pacs.storage import Storage
 from accunet_monai.volumes import PlaneStack, Volume, read_seg
@@ -46,7 +47,7 @@ def replay(site: Site, engine: Engine, job: Row[Any]) -> Comparison:
     model = models.get(job.bundle, job.bundle_digest)
     with scratch(site) as folder:
         Storage(site.storage, site.limits).checkout(engine, job.revision_id, folder / "series")
-        replaced = replaced_file(site, engine, job.id)
+        replaced = next(iter(replaced_files(site, engine, job.id)), None)
         image = segment(folder / "series", folder / "seg.dcm", model, profile_of(site, rule), rule.planes, replaced)
         return compare(stored, folder / "seg.dcm", image)
 

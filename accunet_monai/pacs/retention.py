@@ -11,7 +11,8 @@ from accunet_monai.pacs import audit
 from accunet_monai.pacs.database import now, reading
 from accunet_monai.pacs.jobs import ENDED, OPEN
 from accunet_monai.pacs.settings import Site
-from accunet_monai.pacs.tables import asides, instances, jobs, revision_instances, revisions, series
+from accunet_monai.pacs.tables import asides, instances, jobs, reports, revision_instances, revisions, series
+from accunet_monai.pacs.thumbnails import thumbnail_of
 
 DAY = 86400.0
 AT_A_TIME = 100
@@ -60,10 +61,14 @@ def _remove_series(site: Site, engine: Engine, uid: str) -> int:
 def _remove_results(site: Site, engine: Engine, before: float) -> int:
     with engine.begin() as connection:
         old = jobs.c.seg_file.is_not(None) & jobs.c.state.in_(ENDED) & (jobs.c.changed_at < before)
-        rows = list(connection.execute(select(jobs.c.id, jobs.c.seg_file).where(old).limit(AT_A_TIME)))
+        with_report = select(jobs.c.id, jobs.c.seg_file, reports.c.file.label("report"))
+        with_report = with_report.outerjoin(reports, reports.c.seg_sha256 == jobs.c.seg_sha256)
+        rows = list(connection.execute(with_report.where(old).limit(AT_A_TIME)))
         for row in rows:
             connection.execute(update(jobs).where(jobs.c.id == row.id).values(seg_file=None))
             audit.append(connection, "result_removed", job=row.id)
     for row in rows:
-        (site.storage / row.seg_file).unlink(missing_ok=True)
+        seg = site.storage / row.seg_file
+        for file in (seg, thumbnail_of(seg), *([site.storage / row.report] if row.report else [])):
+            file.unlink(missing_ok=True)
     return len(rows)

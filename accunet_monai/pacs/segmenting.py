@@ -1,4 +1,4 @@
-"""From the stored instances of a revision to a verified DICOM SEG in the storage: read, infer, write, compare.
+"""From the stored instances of a revision to verified results in the storage: read, infer, write, compare.
 
 Codes that end a job: all of reading a series, of the bundle's contract and of SEG; ``INSTANCE_DAMAGED`` when a stored
 file is not what was received; ``BUNDLE_UNVERIFIED`` when the bundle is not the one that the job is for.
@@ -6,17 +6,12 @@ file is not what was received; ``BUNDLE_UNVERIFIED`` when the bundle is not the 
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import tempfile
+import logging
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydicom
 from sqlalchemy import Engine
 
 from accunet_monai.batch.planes import as_volume
@@ -24,15 +19,16 @@ from accunet_monai.batch.results import ResultWriter
 from accunet_monai.bundle import Predictor, find_bundle, load_bundle, verify_bundle
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs.decoding import Decoder, read_image
+from accunet_monai.pacs.logs import event
 from accunet_monai.pacs.replacing import name_replaced
+from accunet_monai.pacs.reports import is_wanted, make_report
+from accunet_monai.pacs.results import Stored, keep, scratch
 from accunet_monai.pacs.settings import BundleRule, SegProfile, Site
 from accunet_monai.pacs.storage import Storage
+from accunet_monai.pacs.thumbnails import draw_thumbnail, thumbnail_of
 from accunet_monai.volumes import PlaneStack, Volume, write_seg
 from accunet_monai.volumes.dicom_seg_verify import verify_seg
 from accunet_monai.volumes.segments import SegmentTable
-
-RESULTS = "results"
-WORK = "work"
 
 
 @dataclass(frozen=True)
@@ -91,44 +87,58 @@ class Models:
 
 
 @dataclass(frozen=True)
-class StoredSeg:
-    """A SEG file in the storage: path from its folder, digest of its bytes, and what names it in DICOM."""
+class Result:
+    """What a job made: a SEG, and the report of it where a destination wants one."""
 
-    file: str
-    sha256: str
-    sop_instance_uid: str
+    seg: Stored
+    report: Stored | None
 
 
-def store_seg(
+def store_result(
     engine: Engine,
     site: Site,
     model: Model,
     revision_id: str,
-    profile: SegProfile,
-    planes: bool,
-    replaced: Path | None,
+    rule: BundleRule,
+    replaced: Sequence[Path],
     decoder: Decoder,
-) -> StoredSeg:
-    """Segment a revision and store the SEG under the digest of its bytes, fsynced.
+) -> Result:
+    """Segment a revision and store what comes of it under the digests of its bytes, fsynced.
 
     Args:
         engine: of the database.
         site: its settings.
         model: the bundle.
         revision_id: of the series.
-        profile: of the SEG.
-        planes: whether stacks of planes that are no grid are taken.
-        replaced: the SEG that this one replaces, if any.
+        rule: of the bundle.
+        replaced: the SEG that this one replaces, and its report, if there are any.
         decoder: tries the pixels first.
 
     Raises:
         AccunetError: what reading, predicting and writing raise, and ``INSTANCE_DAMAGED``.
     """
+    earlier_seg, earlier_report = (*replaced, None, None)[:2]
     with scratch(site) as folder:
+        seg, report, picture = (folder / name for name in ("seg.dcm", "report.dcm", "seg.png"))
         Storage(site.storage, site.limits).checkout(engine, revision_id, folder / "series")
-        decoder.check(folder / "series", planes)
-        segment(folder / "series", folder / "seg.dcm", model, profile, planes, replaced)
-        return keep(site, folder / "seg.dcm")
+        decoder.check(folder / "series", rule.planes)
+        image = segment(folder / "series", seg, model, profile_of(site, rule), rule.planes, earlier_seg)
+        wanted = not rule.shadow and is_wanted(site, rule)
+        if wanted:
+            make_report(report, seg, image, model.segments.algorithm, earlier_report)
+        if not rule.allow_burned_in:  # a picture of such an image might show a name
+            _try_thumbnail(seg, image, picture)
+        result = Result(keep(site, seg), keep(site, report) if wanted else None)
+        if picture.exists():
+            picture.replace(thumbnail_of(site.storage / result.seg.file))
+        return result
+
+
+def _try_thumbnail(seg: Path, image: Volume | PlaneStack, target: Path) -> None:
+    try:
+        draw_thumbnail(seg, image, target)
+    except Exception as error:  # no result is lost for want of its picture
+        event("no_thumbnail", logging.WARNING, exception=type(error).__name__)
 
 
 def segment(
@@ -151,50 +161,7 @@ def segment(
     if replaced is not None:
         name_replaced(target, replaced)
         verify_seg(target, label_map, like)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
     return like
-
-
-def keep(site: Site, file: Path) -> StoredSeg:
-    """Move a finished SEG, which is on disk already, to the place that its digest names."""
-    digest = _sha256(file)
-    name = Path(RESULTS) / digest[:2] / f"{digest}.dcm"
-    target = site.storage / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    file.replace(target)
-    sync_folder(target.parent)
-    sync_folder(target.parent.parent)
-    header = pydicom.dcmread(target, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
-    return StoredSeg(name.as_posix(), digest, str(header.SOPInstanceUID))
-
-
-def stored_file(site: Site, file: str | None, sha256: str) -> Path:
-    """The path of a stored SEG whose bytes are those that were stored.
-
-    Raises:
-        PacsError: ``SEG_CHANGED``.
-    """
-    try:
-        unchanged = file is not None and _sha256(site.storage / file) == sha256
-    except OSError:
-        unchanged = False
-    if file is None or not unchanged:
-        hint = "Replay the job to make it again: accunet pacs replay"
-        raise PacsError("SEG_CHANGED", "the stored SEG is missing or not what was stored.", hint=hint)
-    return site.storage / file
-
-
-@contextmanager
-def scratch(site: Site) -> Iterator[Path]:
-    """A folder inside the storage that is removed afterwards; its name says nothing."""
-    parent = site.storage / WORK
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def profile_of(site: Site, rule: BundleRule) -> SegProfile:
@@ -210,24 +177,10 @@ def profile_of(site: Site, rule: BundleRule) -> SegProfile:
     return profiles[0] if profiles else SegProfile()
 
 
-def sync_folder(folder: Path) -> None:
-    """What was renamed into a folder is on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _present(segments: SegmentTable | None) -> SegmentTable:
     if segments is None:  # ResultWriter gives one for "seg", or raises
         raise PacsError("BUNDLE_NO_SEGMENTS", "the bundle does not say what its labels mean in DICOM.")
     return segments
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _device() -> str:

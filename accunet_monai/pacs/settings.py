@@ -42,13 +42,23 @@ class Dimse(Section):
 
 
 class DicomWeb(Section):
-    """A DICOMweb service. ``token_file`` has a bearer token; ``password_file`` goes with ``user``."""
+    """A DICOMweb service. ``token_file`` has a bearer token; ``password_file`` goes with ``user``.
+
+    With ``tls`` the site's certificate is shown to it and its authority trusted; ``ca`` names another authority.
+    """
 
     url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
     token_file: SitePath | None = None
     user: str | None = None
     password_file: SitePath | None = None
     ca: SitePath | None = None
+    tls: bool = False
+
+    @model_validator(mode="after")
+    def _https(self) -> DicomWeb:
+        if self.tls and not self.url.startswith("https:"):
+            raise ValueError("tls is true, but the address is not https")
+        return self
 
 
 class Pacs(Section):
@@ -73,14 +83,18 @@ class SegProfile(Section):
 
 
 class Destination(Section):
-    """Where results go: a PACS, by one of its ways in, in its profile."""
+    """Where results go: a PACS, by one of its ways in, in its profile; with ``report`` also the volumes (TID 1500).
+
+    It is asked for each result by ``query``, or by storage commitment, which needs its ``dimse`` and our receiver.
+    """
 
     name: SiteName
     pacs: SiteName
     kind: Literal["dimse", "dicomweb"]
     seg: SegProfile = SegProfile()
+    report: bool = False
     rejection_note: bool = False
-    confirm: Literal["query"] = "query"
+    confirm: Literal["query", "commitment"] = "query"
 
 
 class BundleRule(Section):
@@ -177,7 +191,7 @@ class Web(Section):
 class Jobs(Section):
     """How jobs are run: attempts before a dead letter, the wait before the next (doubled each time), leases."""
 
-    attempts: _Count = 5
+    attempts: _Count = 10  # with the default wait the last is made 85 minutes after the first
     backoff_seconds: _Positive = 10
     step_seconds: _Positive = 3600  # a step that takes longer has failed
     lease_seconds: _Positive = 30
@@ -284,6 +298,8 @@ class Site(Section):
             pacs = _there(ways, destination.pacs, f"destination {destination.name!r}")
             if getattr(pacs, destination.kind) is None:
                 raise ValueError(f"destination {destination.name!r}: PACS {pacs.name!r} has no {destination.kind}")
+            if destination.confirm == "commitment" and pacs.dimse is None:
+                raise ValueError(f"destination {destination.name!r}: commitment needs dimse, {pacs.name!r} has none")
         for pull in self.pulls:
             pacs = _there(ways, pull.pacs, f"pull {pull.name!r}")
             if (pacs.dicomweb if pull.by == "dicomweb" else pacs.dimse) is None:
@@ -294,7 +310,8 @@ class Site(Section):
         for rule in self.bundles:
             for name in rule.destinations:
                 _there(ends, name, f"bundle {rule.name!r}")
-        if self.tls is None and any(item.dimse and item.dimse.tls for item in self.pacs):
+        ways_in = [way for item in self.pacs for way in (item.dimse, item.dicomweb)]
+        if self.tls is None and any(way is not None and way.tls for way in ways_in):
             raise ValueError("a PACS is called with tls, but the site has no tls section")
         return self
 

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, select
 
 from accunet_monai.pacs.database import reading
 from accunet_monai.pacs.decoding import read_image
-from accunet_monai.pacs.segmenting import scratch, stored_file
+from accunet_monai.pacs.results import scratch, stored_file
 from accunet_monai.pacs.settings import Site
 from accunet_monai.pacs.storage import Storage
 from accunet_monai.pacs.tables import jobs

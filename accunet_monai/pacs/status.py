@@ -9,11 +9,10 @@ from sqlalchemy import Engine, func, select
 
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs.database import now, reading
-from accunet_monai.pacs.jobs import OPEN, counts, failures
+from accunet_monai.pacs.jobs import DRAINING, OPEN, counts, failures
 from accunet_monai.pacs.leases import live
 from accunet_monai.pacs.settings import Site
 from accunet_monai.pacs.tables import deliveries, jobs
-from accunet_monai.pacs.worker import DRAINING
 
 
 def status(site: Site, engine: Engine) -> dict[str, Any]:

@@ -10,30 +10,35 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, Row, select
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from accunet_monai.errors import AccunetError, PacsError
-from accunet_monai.pacs.database import reading
+from accunet_monai.bundle import find_bundle
+from accunet_monai.errors import AccunetError, BundleError, PacsError
+from accunet_monai.pacs.completeness import bundle_digest, job_id
+from accunet_monai.pacs.database import insert_new, now, reading
 from accunet_monai.pacs.decoding import Decoder
 from accunet_monai.pacs.delivering import Channel, open_channel
 from accunet_monai.pacs.jobs import Hold, deliveries_of
 from accunet_monai.pacs.leases import Lease
 from accunet_monai.pacs.logs import event
-from accunet_monai.pacs.replacing import rejection_note, replaced_file
-from accunet_monai.pacs.segmenting import Models, profile_of, scratch, store_seg, stored_file
+from accunet_monai.pacs.replacing import rejection_note, replaced_files
+from accunet_monai.pacs.reports import report_of
+from accunet_monai.pacs.results import scratch, stored_file
+from accunet_monai.pacs.segmenting import Models, store_result
 from accunet_monai.pacs.settings import Site
-from accunet_monai.pacs.tables import jobs
+from accunet_monai.pacs.tables import bundles, jobs, reports
+from accunet_monai.pacs.tracing import bundle_facts
 
 DATABASE_AWAY = (OperationalError, InterfaceError)
 MAY_PASS = frozenset(
     {
         *("PACS_UNREACHABLE", "PACS_REFUSED", "PACS_SECRET", "SEND_REFUSED", "QUERY_FAILED", "NOT_CONFIRMED"),
-        *("INSTANCE_MISSING", "OUT_OF_MEMORY", "UNEXPECTED"),
+        *("PACS_TLS", "NOT_COMMITTED", "INSTANCE_MISSING", "OUT_OF_MEMORY", "UNEXPECTED"),
     }
 )
 """Codes of failures after which another attempt is made."""
@@ -98,13 +103,31 @@ class Steps:
         if row.seg_sha256 is not None:
             return None
         rule = self.models.rule(row.bundle)
-        model = self.models.get(row.bundle, row.bundle_digest)
-        replaced = replaced_file(self.site, self.engine, row.id)
-        profile = profile_of(self.site, rule)
-        seg = store_seg(self.engine, self.site, model, row.revision_id, profile, rule.planes, replaced, self.decoder)
+        try:
+            model = self.models.get(row.bundle, row.bundle_digest)
+        except BundleError as error:
+            if error.code != "BUNDLE_UNVERIFIED" or not self._moved(hold, row, rule.bundle):
+                raise
+            return "BUNDLE_REPLACED"
+        replaced = replaced_files(self.site, self.engine, row.id)
+        result = store_result(self.engine, self.site, model, row.revision_id, rule, replaced, self.decoder)
+        seg, report = result.seg, result.report
+        with hold.changing() as connection:  # both are of digests, so that they are right whichever worker comes first
+            facts = bundle_facts(find_bundle(rule.bundle), row.bundle_digest)
+            insert_new(connection, bundles, {"name": row.bundle, **facts, "first_used_at": now()})
+            if report is not None:
+                insert_new(connection, reports, {"seg_sha256": seg.sha256, **asdict(report)})
         names = () if row.shadow else rule.destinations
         hold.stored(seg.file, seg.sha256, seg.sop_instance_uid, names)
         return None
+
+    def _moved(self, hold: Hold, row: Row[Any], bundle: str) -> bool:
+        """Whether the bundle was replaced since the job was made, and the same is queued for the new one."""
+        digest = bundle_digest(bundle)
+        moved = hold.moved_to(job_id(row.revision_id, row.bundle, digest), digest)
+        if moved:
+            event("bundle_replaced", job=hold.job_id)
+        return moved
 
     def _send(self, hold: Hold, destination: str) -> str | None:
         row = self._job(hold)
@@ -112,21 +135,30 @@ class Steps:
         if before == "confirmed":
             return None
         channel = self._channel(destination)
-        file = stored_file(self.site, row.seg_file, row.seg_sha256)
-        if before != "waiting" and channel.has(file):
+        missing = self._objects(row, destination)
+        if before != "waiting":
+            missing = [file for file in missing if not channel.has(file)]
+        if not missing:
             hold.confirmed(destination)
         elif hold.sending(destination):
-            channel.send(file)
+            for file in missing:
+                channel.send(file)
         return None
 
     def _confirm(self, hold: Hold, destination: str) -> str | None:
         if deliveries_of(self.engine, hold.job_id)[destination] in ("confirmed", "failed"):
             return None
-        row = self._job(hold)
-        channel, file = self._channel(destination), stored_file(self.site, row.seg_file, row.seg_sha256)
-        self._ask(channel, file, destination)
+        channel = self._channel(destination)
+        for file in self._objects(self._job(hold), destination):
+            self._ask(channel, file, destination)
         hold.confirmed(destination)
         return None
+
+    def _objects(self, row: Row[Any], destination: str) -> list[Path]:
+        """The stored files that a destination gets: the SEG, and where it wants one the report."""
+        wants = self.site.destination(destination).report
+        report = report_of(self.site, self.engine, row.seg_sha256) if wants else None
+        return [stored_file(self.site, row.seg_file, row.seg_sha256), *([] if report is None else [report])]
 
     def _ask(self, channel: Channel, file: Path, destination: str) -> None:
         for seconds in ASK_AFTER:
@@ -138,14 +170,14 @@ class Steps:
     def _reject(self, hold: Hold, destination: str) -> str | None:
         if not self.site.destination(destination).rejection_note:
             return None
-        replaced = replaced_file(self.site, self.engine, hold.job_id, destination)
-        if replaced is None:
-            return None
         channel = self._channel(destination)
+        earlier = replaced_files(self.site, self.engine, hold.job_id, destination)
+        if not (there := [file for file in earlier if channel.has(file)]):
+            return None
         with scratch(self.site) as folder:
-            rejection_note(replaced, folder / "note.dcm")
+            rejection_note(there, folder / "note.dcm")
             hold.rejecting(destination)
-            if channel.has(replaced) and not channel.has(folder / "note.dcm"):
+            if not channel.has(folder / "note.dcm"):
                 channel.send(folder / "note.dcm")
                 self._ask(channel, folder / "note.dcm", destination)
         return None

@@ -13,7 +13,6 @@ import shutil
 import struct
 import threading
 import uuid
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +30,7 @@ MARK = ".accunet-storage"
 
 _IMPLEMENTATION = "1.2.826.0.1.3680043.10.1587.1"
 _SPACE_EVERY = 64 * 2**20  # bytes between two looks at the free space
+_TO_DISK_EVERY = 1 << 17  # bytes; what is still in memory at the end is waited for
 
 
 class Storage:
@@ -48,7 +48,6 @@ class Storage:
         self._used = 0
         self._since_look = _SPACE_EVERY
         self._made: set[Path] = set()
-        self._syncs = ThreadPoolExecutor(16, thread_name_prefix="sync")
 
     def prepare(self, engine: Engine) -> None:
         """Make the folder when the database holds nothing yet, and learn how much is stored.
@@ -115,18 +114,18 @@ class Storage:
         with self._lock:
             self._used -= count
 
-    def keep(self, incoming: Path, handle: int, series_uid: str, sha256: str) -> tuple[str, Future[None]]:
-        """Rename a written file to its place; returns its name in the storage, and when it and its folder are on disk.
-
-        ``handle`` is closed then.
-        """
+    def keep(self, incoming: Path, handle: int, series_uid: str, sha256: str) -> str:
+        """Rename a written file to its place; returns its name in the storage when it and its folder are on disk."""
         series = digest_of(series_uid)[:32]
         folder = self.folder / "instances" / series[:2] / series
         self._make(folder)
         target = folder / f"{sha256}.dcm"
+        if target.exists():  # what was acknowledged once is not replaced by what is not on disk yet
+            os.fsync(handle)
         incoming.rename(target)
-        of_folder = self._syncs.submit(_sync_folder, folder)  # both at once: the disk takes them in one go
-        return target.relative_to(self.folder).as_posix(), self._syncs.submit(_sync_file, handle, of_folder)
+        os.fsync(handle)
+        _sync_folder(folder)
+        return target.relative_to(self.folder).as_posix()
 
     def path(self, file: str, sha256: str) -> Path:
         """A stored file whose content is as it was received.
@@ -167,10 +166,6 @@ class Storage:
             links.append(link)
         return links
 
-    def close(self) -> None:
-        """End its threads."""
-        self._syncs.shutdown()
-
     def _incoming(self, name: str) -> Path:
         return self.folder / "incoming" / digest_of(name)[:16]
 
@@ -188,14 +183,13 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """An instance in its place: what it is, its file's name in the storage, digest and size, and when it is on disk."""
+    """An instance on disk: what it is, its file's name in the storage, digest and size."""
 
     head: Head
     file: str
     sha256: str
     size: int
     transfer_syntax: str
-    on_disk: Future[None]
 
 
 class Incoming:
@@ -212,6 +206,7 @@ class Incoming:
         self._digest = hashlib.sha256()
         self._head = bytearray()
         self._start = 0
+        self._begun = 0
         self._inflated = InflatedSize(storage.limits.max_inflated_bytes) if _is_deflated(meta[2]) else None
         self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
         self.size = 0
@@ -237,7 +232,7 @@ class Incoming:
         self._put(data)
 
     def keep(self) -> StoredFile:
-        """Bring it to its place, and begin to bring it to disk.
+        """Bring it to its place and to disk.
 
         Raises:
             PacsError: ``INSTANCE_UNREADABLE``, ``INSTANCE_UID``, or ``INSTANCE_MISMATCH`` when the dataset is not what
@@ -250,9 +245,10 @@ class Incoming:
         if self._file is None:
             raise PacsError("INSTANCE_UNREADABLE", "the instance was discarded.")
         sha256 = self._digest.hexdigest()
-        file, on_disk = self._storage.keep(self._path, self._file, head.series_uid, sha256)
+        file = self._storage.keep(self._path, self._file, head.series_uid, sha256)
+        os.close(self._file)
         self._file = None
-        return StoredFile(head, file, sha256, self.size, self._meta[2], on_disk)
+        return StoredFile(head, file, sha256, self.size, self._meta[2])
 
     def discard(self) -> None:
         """Remove what was written; harmless after :meth:`keep`."""
@@ -271,6 +267,10 @@ class Incoming:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self._file, rest) :]
+        if self.size - self._begun >= _TO_DISK_EVERY:
+            # Linux then begins to write, so that little is left to wait for in the end; it frees the memory later.
+            os.posix_fadvise(self._file, self._begun, self.size - self._begun, os.POSIX_FADV_DONTNEED)
+            self._begun = self.size
 
     def _read_head(self) -> Head:
         syntax, held = self._meta[2], bytes(self._head)
@@ -311,14 +311,6 @@ def meta_header(sop_class_uid: str, sop_instance_uid: str, syntax: str) -> bytes
 def _even(text: str, padding: bytes) -> bytes:
     value = text.encode("ascii", "replace")
     return value + padding * (len(value) % 2)
-
-
-def _sync_file(handle: int, of_folder: Future[None]) -> None:
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-        of_folder.result()
 
 
 def _is_deflated(syntax: str) -> bool:

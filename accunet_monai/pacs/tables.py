@@ -128,6 +128,38 @@ deliveries = Table(
     _time("changed_at"),
 )
 
+reports = Table(  # measurement reports, each of the SEG with these bytes
+    "reports",
+    METADATA,
+    _text("seg_sha256", primary_key=True),
+    _text("file"),
+    _text("sha256"),
+    _text("sop_instance_uid"),
+)
+
+bundles = Table(  # what made results; a bundle's folder may be another's by the time one asks
+    "bundles",
+    METADATA,
+    _text("manifest_sha256", primary_key=True),
+    _text("name"),
+    Column("version", Text),
+    Column("weights_sha256", Text),
+    Column("mlflow_run", Text),
+    Column("dataset_digest", Text),
+    _time("first_used_at"),
+)
+
+commitments = Table(  # what destinations were asked to take responsibility for, and what they said
+    "commitments",
+    METADATA,
+    _text("transaction_uid", primary_key=True),
+    _text("ae_title"),
+    _text("sop_instance_uid"),
+    _time("asked_at"),
+    Column("outcome", Text),  # kept or failed; NULL: no answer yet
+    Index("commitments_instance", "sop_instance_uid"),
+)
+
 leases = Table(
     "leases",
     METADATA,

@@ -1,7 +1,7 @@
 """A site's web page, ``/metrics`` and ``/healthz``: on loopback unless the settings say otherwise, behind a token.
 
 ``/healthz`` alone needs no token; it tells whether the database answers and a worker lives. The page shows queue,
-throughput and failures by their codes; it changes nothing.
+throughput, failures with their reasons, and small pictures of results; it changes nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import html
 from typing import Any
 
 from sqlalchemy import Engine
@@ -22,13 +21,16 @@ from starlette.routing import Route
 
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs.metrics import exposition
+from accunet_monai.pacs.overview import hourly, result_file, results, troubles
+from accunet_monai.pacs.page import page
 from accunet_monai.pacs.settings import Site, Web
 from accunet_monai.pacs.status import list_jobs, status
+from accunet_monai.pacs.thumbnails import thumbnail_of
 
 MIN_TOKEN = 16
 SECURITY_HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -62,11 +64,22 @@ def make_app(site: Site, engine: Engine, token: str) -> Starlette:
             if not allowed(request):
                 challenge = {"WWW-Authenticate": 'Basic realm="accunet pacs: any user, the token as password"'}
                 return PlainTextResponse("a token is needed", 401, {**SECURITY_HEADERS, **challenge})
-            response: Response = await run_in_threadpool(content)
+            response: Response = await run_in_threadpool(content, request)
             response.headers.update(SECURITY_HEADERS)
             return response
 
         return answer
+
+    def overview(request: Request) -> Response:
+        of_late = hourly(engine), results(engine), troubles(engine), list_jobs(engine)
+        return HTMLResponse(page(site.ae_title, status(site, engine), *of_late))
+
+    def thumbnail(request: Request) -> Response:
+        file = result_file(engine, request.path_params["job"])
+        picture = None if file is None else thumbnail_of(site.storage / file)
+        if picture is None or not picture.is_file():
+            return PlainTextResponse("no picture", 404)
+        return Response(picture.read_bytes(), media_type="image/png")
 
     def health() -> Response:
         try:
@@ -81,44 +94,13 @@ def make_app(site: Site, engine: Engine, token: str) -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/", guarded(lambda: HTMLResponse(page(status(site, engine), list_jobs(engine))))),
-            Route("/metrics", guarded(lambda: Response(exposition(site, engine), media_type="text/plain"))),
-            Route("/status.json", guarded(lambda: JSONResponse(status(site, engine)))),
+            Route("/", guarded(overview)),
+            Route("/thumbnails/{job}.png", guarded(thumbnail)),
+            Route("/metrics", guarded(lambda _: Response(exposition(site, engine), media_type="text/plain"))),
+            Route("/status.json", guarded(lambda _: JSONResponse(status(site, engine)))),
             Route("/healthz", healthz),
         ]
     )
-
-
-def page(facts: dict[str, Any], jobs: list[dict[str, Any]]) -> str:
-    """The page: numbers of the site and its jobs of late."""
-    numbers = [
-        *((f"jobs {state}", count) for state, count in sorted(facts["jobs"].items())),
-        ("done in the last hour", facts["last_hour"]),
-        ("oldest open job, seconds", facts["oldest_open_seconds"]),
-        ("workers", len(facts["workers"])),
-        *((f"given up: {code}", count) for code, count in sorted(facts["dead"].items())),
-    ]
-    shown = ("id", "bundle", "state", "code", "detail", "attempts", "seconds_ago")
-    rows = [[str(job[name])[:16] if name == "id" else job[name] for name in shown] for job in jobs]
-    state = "<p><strong>Draining: no job begins.</strong></p>" if facts["draining"] else ""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>accunet pacs</title>'
-        '<meta http-equiv="refresh" content="10"><style>body{font:15px system-ui;margin:2em;max-width:70em}'
-        "table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;border-bottom:1px solid #ccc;"
-        "text-align:left}th{font-weight:600}</style></head><body><h1>accunet pacs</h1>"
-        f"{state}{_table(('what', 'now'), numbers)}<h2>Jobs that changed last</h2>{_table(shown, rows)}"
-        "<p>Not a medical device.</p></body></html>"
-    )
-
-
-def _table(head: Any, rows: Any) -> str:
-    cells = "".join(f"<th>{html.escape(str(name).replace('_', ' '))}</th>" for name in head)
-    lines = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows)
-    return f"<table><tr>{cells}</tr>{lines}</table>"
-
-
-def _cell(value: Any) -> str:
-    return "–" if value is None else html.escape(str(value))
 
 
 def _given_token(header: str) -> str:

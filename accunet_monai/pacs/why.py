@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
+import pydicom
+from pydicom.errors import InvalidDicomError
 from sqlalchemy import Connection, Engine, Row, Table, func, select
 
 from accunet_monai.errors import PacsError
@@ -20,13 +24,15 @@ from accunet_monai.pacs.tables import (
     series,
 )
 
+UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+
 
 def why(engine: Engine, uid: str) -> list[dict[str, Any]]:
     """Everything about the series of a study, or about one series.
 
     Args:
         engine: of the site.
-        uid: a StudyInstanceUID or SeriesInstanceUID.
+        uid: a StudyInstanceUID or SeriesInstanceUID, or a DICOM file of the series.
 
     Returns:
         For each series: ``series_uid``, ``instances``, ``state`` (``arriving`` or ``complete``), ``open_associations``,
@@ -34,8 +40,9 @@ def why(engine: Engine, uid: str) -> list[dict[str, Any]]:
         ``decisions`` and ``jobs``.
 
     Raises:
-        PacsError: ``SERIES_UNKNOWN``.
+        PacsError: ``SERIES_UNKNOWN``, ``WHY_UNREADABLE``.
     """
+    uid = uid if UID.fullmatch(uid) else _series_of(Path(uid))
     with reading(engine) as connection:
         query = select(series).where((series.c.study_uid == uid) | (series.c.series_uid == uid))
         found = connection.execute(query.order_by(series.c.first_received_at)).all()
@@ -43,6 +50,14 @@ def why(engine: Engine, uid: str) -> list[dict[str, Any]]:
             hint = "Nothing of it was received; look at the sender's log and at ours for refused associations."
             raise PacsError("SERIES_UNKNOWN", "no study or series with this UID is known.", hint=hint)
         return [_series(connection, row) for row in found]
+
+
+def _series_of(file: Path) -> str:
+    try:
+        ds = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+    except (OSError, InvalidDicomError) as error:
+        raise PacsError("WHY_UNREADABLE", "this is neither a DICOM file nor a UID.", path=file) from error
+    return str(ds.get("SeriesInstanceUID", ""))
 
 
 def _series(connection: Connection, row: Row[Any]) -> dict[str, Any]:

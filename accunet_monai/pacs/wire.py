@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterator
@@ -49,6 +50,13 @@ class Wire:
         self._socket = connection
         self.idle_seconds = idle_seconds
         self._buffer = bytearray(1 << 14)
+        self._patience = -1.0
+        self._flags = int(socket.MSG_WAITALL)
+        if isinstance(connection, ssl.SSLSocket):
+            self._flags = 0
+        else:
+            connection.settimeout(None)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(idle_seconds))
 
     def read(self, longest: int, deadline: float | None = None) -> tuple[Pdu, memoryview]:
         """The next PDU: its type and content, which is valid until the next call.
@@ -60,13 +68,13 @@ class Wire:
         Raises:
             PacsError: ``PDU_TOO_LARGE``, ``PDU_UNKNOWN``, ``PEER_IDLE``, ``PEER_SLOW`` or ``PEER_GONE``.
         """
-        started = self._receive(6, deadline or time.monotonic() + self.idle_seconds, "PEER_IDLE")
+        started = self._receive(6, deadline, "PEER_IDLE")
         kind, length = _PDU_HEADER.unpack(started)
         if kind not in Pdu._value2member_map_:
             raise PacsError("PDU_UNKNOWN", f"a PDU of type {kind}.")
         if length > longest:
             raise PacsError("PDU_TOO_LARGE", f"a PDU that claims {length} bytes; {longest} are allowed.")
-        return Pdu(kind), self._receive(length, deadline or time.monotonic() + self.idle_seconds, "PEER_SLOW")
+        return Pdu(kind), self._receive(length, deadline, "PEER_SLOW")
 
     def send(self, data: bytes) -> None:
         """Send encoded PDUs.
@@ -75,7 +83,8 @@ class Wire:
             PacsError: ``PEER_GONE``.
         """
         try:
-            self._socket.settimeout(self.idle_seconds)
+            if not self._flags:
+                self._socket.settimeout(self.idle_seconds)
             self._socket.sendall(data)
         except OSError as error:
             raise PacsError("PEER_GONE", f"the peer takes nothing ({error.strerror or error}).") from error
@@ -104,16 +113,17 @@ class Wire:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
-    def _receive(self, count: int, deadline: float, late: str) -> memoryview:
+    def _receive(self, count: int, deadline: float | None, late: str) -> memoryview:
         if len(self._buffer) < count:
             self._buffer = bytearray(count)
         view = memoryview(self._buffer)[:count]
+        until = deadline or time.monotonic() + self.idle_seconds
         filled = 0
         while filled < count:
+            self._wait_at_most(until - time.monotonic() if filled or deadline else self.idle_seconds)
             try:
-                self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-                received = self._socket.recv_into(view[filled:])
-            except TimeoutError as error:
+                received = self._socket.recv_into(view[filled:], 0, self._flags)
+            except (TimeoutError, BlockingIOError) as error:
                 raise PacsError(late, "the peer sent nothing, or too slowly.") from error
             except OSError as error:
                 raise PacsError("PEER_GONE", f"the connection broke ({error.strerror or error}).") from error
@@ -121,6 +131,19 @@ class Wire:
                 raise PacsError("PEER_GONE", "the peer closed the connection.")
             filled += received
         return view
+
+    def _wait_at_most(self, seconds: float) -> None:
+        """Bound the next call. The kernel does it, and fills the buffer in one call; TLS has neither."""
+        seconds = max(seconds, 0.001)
+        if not self._flags:
+            self._socket.settimeout(seconds)
+        elif seconds != self._patience:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+            self._patience = seconds
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
 def fragments(content: memoryview) -> Iterator[tuple[int, bool, bool, memoryview]]:

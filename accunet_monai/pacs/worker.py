@@ -13,14 +13,16 @@ import time
 from sqlalchemy.exc import DBAPIError
 
 from accunet_monai.errors import PacsError
+from accunet_monai.pacs.database import now
 from accunet_monai.pacs.decoding import Decoder
 from accunet_monai.pacs.inbox import OpenSite
-from accunet_monai.pacs.jobs import Due, due, interrupted, open_jobs
+from accunet_monai.pacs.jobs import DRAINING, Due, due, interrupted, stuck_jobs
 from accunet_monai.pacs.leases import Lease, dead_among
 from accunet_monai.pacs.logs import event
 from accunet_monai.pacs.queue import BACKLOG, JobQueue
+from accunet_monai.pacs.results import scratch
 from accunet_monai.pacs.retention import clean_up
-from accunet_monai.pacs.segmenting import Models, profile_of, scratch
+from accunet_monai.pacs.segmenting import Models, profile_of
 from accunet_monai.pacs.settings import Site
 from accunet_monai.pacs.steps import DATABASE_AWAY, Steps
 
@@ -28,8 +30,6 @@ LOOK_SECONDS = 0.5
 CLEAN_SECONDS = 600.0
 FORGET_DAYS = 7.0
 """So long the queue keeps attempts that are over; what became of jobs stands in the site's own tables."""
-DRAINING = "draining"
-"""A file of this name in the storage: workers begin no further job."""
 
 
 class Worker:
@@ -110,9 +110,9 @@ class Worker:
             event("lease_expired", logging.WARNING, executor=executor)
         if dead := dead_among(self.engine, self.queue.executors()):
             event("jobs_adopted", logging.WARNING, count=self.queue.adopt(dead))
-        for row in open_jobs(self.engine, 2 * self.site.jobs.lease_seconds):
+        for row in stuck_jobs(self.engine, 2 * self.site.jobs.lease_seconds, [job.job_id for job in self._sent]):
             over = self.queue.is_over(row.id, row.attempts)
-            late = row.state != "queued" and row.changed_at < time.time() - self.site.jobs.step_seconds
+            late = row.state != "queued" and row.changed_at < now() - self.site.jobs.step_seconds
             if late and over is False:
                 self.queue.abandon(row.id, row.attempts)
             if over or late or (over is None and row.state != "queued"):

@@ -105,6 +105,15 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion:
         raise TrackingError("REGISTRY_NO_MODEL", f"there is no {uri}.", path=shown_uri(client), hint=hint) from error
 
 
+def run_of(uri: str, folder: PathLike = "runs") -> str:
+    """The run that made a registered model's weights: the one that the manifest of its bundle names once pulled.
+
+    Raises:
+        TrackingError: ``REGISTRY_URI``, ``REGISTRY_NO_MODEL``, ``TRACKING_SERVER``.
+    """
+    return find_version(connect(folder), uri).run_id or ""
+
+
 def pull(uri: str, target: PathLike, folder: PathLike = "runs") -> Path:
     """Write a registered model's bundle into a new folder, with a manifest that names its run and its data.
 

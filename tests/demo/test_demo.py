@@ -47,7 +47,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Folder and screen of a demo without training."""
     folder = tmp_path_factory.mktemp("demo")
     console = Console(record=True, width=120)
-    run_demo(folder, train=False, console=console)
+    run_demo(folder, train=False, pacs=False, console=console)
     return folder, console.export_text()
 
 

@@ -2,7 +2,8 @@
 
 A sender (which, as a PACS does, repeats what was not acknowledged), a receiver, two workers, PostgreSQL and Orthanc.
 One of the last four kinds is killed with SIGKILL every now and then and started again. At the end every series that was
-acknowledged must have come out: the last line says ``lost 0 duplicate 0 partial 0``, and the exit status agrees.
+acknowledged must have come out: the last line says ``lost 0 duplicate 0 partial 0``, and the exit status agrees. The
+line before tells the longest time that it took to go on after a kill; ``--within 60`` lets a longer one fail the run.
 """
 
 from __future__ import annotations
@@ -34,10 +35,14 @@ from accunet_monai.pacs.logs import configure_logs
 from accunet_monai.pacs.settings import Site
 from accunet_monai.pacs.tables import instances, jobs, revision_instances, revisions
 from tests.pacs.processes import Process, worker
+from tests.pacs.recovery import Recovery
 from tests.pacs.servers import Orthanc, Postgres, free_port
 from tests.pacs.small import made_series, made_site, opened, to, verified_bundle
 
 SETTLE_SECONDS = 240
+QUICK = {"lease_seconds": 3, "renew_seconds": 1, "backoff_seconds": 1, "attempts": 40}
+"""The ``jobs`` of a site whose workers are killed every other second."""
+
 VICTIMS = {"worker 1": 4, "worker 2": 4, "receiver": 4, "database": 2, "orthanc": 2}
 """Who is killed, and how often compared with the others."""
 
@@ -58,10 +63,16 @@ class Verdict:
 
 
 class Theatre:
-    """The site and everything around it, in a folder."""
+    """The site and everything around it, in a folder.
 
-    def __init__(self, folder: Path, series: int) -> None:
-        self.folder = folder
+    Args:
+        folder: empty.
+        series: so many are made, to be sent.
+        jobs: of the site's settings.
+    """
+
+    def __init__(self, folder: Path, series: int, jobs: dict[str, float]) -> None:
+        self.folder, self.jobs = folder, jobs
         self.orthanc = Orthanc(folder / "orthanc", {})
         self.postgres = Postgres(folder / "postgres")
         self.orthanc.start()
@@ -74,7 +85,8 @@ class Theatre:
         self.sources = [made_series(folder / "sources" / f"{seed:04d}", seed) for seed in range(series)]
         self.processes: dict[str, Process] = {}
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, slow: float = 0, version: str | None = None) -> None:
+        """Start a part, a worker as :func:`worker` says."""
         log = self.folder / f"{name.replace(' ', '-')}.log"
         if name == "database":
             self.postgres.start()
@@ -85,7 +97,7 @@ class Theatre:
         elif name == "sender":
             self.processes[name] = Process(lambda: send_all(self.sources, self.port), log)
         else:
-            self.processes[name] = worker(self.site, log)
+            self.processes[name] = worker(self.site, log, slow, version)
 
     def kill(self, name: str) -> None:
         if name == "database":
@@ -111,7 +123,7 @@ class Theatre:
             port=self.port,
             peers=[{"ae_title": "SENDER", "addresses": ["127.0.0.1"]}],
             completeness={"quiet_seconds": 3},
-            **(parts | {"jobs": {"lease_seconds": 3, "renew_seconds": 1, "backoff_seconds": 1, "attempts": 40}}),
+            **(parts | {"jobs": self.jobs}),
         )
 
 
@@ -212,29 +224,32 @@ def all_ended(theatre: Theatre) -> Callable[[Engine], bool]:
 
 
 @contextlib.contextmanager
-def theatre(series: int) -> Iterator[Theatre]:
+def theatre(series: int, **jobs: float) -> Iterator[Theatre]:
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         Path(folder).chmod(0o755)
-        it = Theatre(Path(folder), series)
+        it = Theatre(Path(folder), series, jobs)
         try:
             yield it
         finally:
             it.stop()
 
 
-def run(kills: int, series: int, seed: int, pause: float) -> Verdict:
+def run(kills: int, series: int, seed: int, pause: float) -> tuple[Verdict, float]:
+    """The verdict, and the longest time that it took to go on after a kill."""
     rng = random.Random(seed)
     killed: Counter[str] = Counter()
-    with theatre(series) as it:
+    with theatre(series, **QUICK) as it:
         for name in ("receiver", "worker 1", "worker 2", "sender"):
             it.start(name)
         started = time.monotonic()
         engine = make_engine(it.postgres.url)
+        recovery = Recovery(it.postgres.url, sum(len(list(source.iterdir())) for source in it.sources))
         time.sleep(3)
         while sum(killed.values()) < kills:
             time.sleep(rng.uniform(0.2, 1) * pause)
             name = rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
             it.kill(name)
+            recovery.killed(name, it.processes[name].pid if name.startswith("worker") else None)
             killed[name] += 1
             time.sleep(rng.uniform(0, 1))
             it.start(name)
@@ -252,10 +267,13 @@ def run(kills: int, series: int, seed: int, pause: float) -> Verdict:
                     it.start(part)
         print(f"\n{dict(killed)}; settled {time.monotonic() - calm:.0f} s after the last kill: {settled}")
         time.sleep(1)
+        longest = recovery.close()
         verdict = judge(it, engine)
         engine.dispose()
     print(f"{dict(verdict.states)} {dict(verdict.codes) or ''}")
-    return verdict
+    by_part = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in sorted(recovery.longest.items()))
+    print(f"longest time from a kill until it went on: {longest:.1f} s ({by_part})")
+    return verdict, longest
 
 
 if __name__ == "__main__":
@@ -264,7 +282,8 @@ if __name__ == "__main__":
     parser.add_argument("--series", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pause", type=float, default=2.0, help="seconds between kills, at most")
+    parser.add_argument("--within", type=float, default=float("inf"), help="seconds that going on after a kill may take")
     options = parser.parse_args()
-    outcome = run(options.kills, options.series, options.seed, options.pause)
+    outcome, recovered_after = run(options.kills, options.series, options.seed, options.pause)
     print(outcome.line)
-    sys.exit(outcome.lost + outcome.duplicate + outcome.partial > 0)
+    sys.exit(outcome.lost + outcome.duplicate + outcome.partial > 0 or recovered_after > options.within)

@@ -91,14 +91,14 @@ def worker(site: Site, log: Path, slow: float = 0, version: str | None = None) -
 def _slow_down(seconds: float) -> None:
     from accunet_monai.pacs import steps
 
-    original = steps.store_seg
+    original = steps.store_result
 
-    def store_seg(*args: object) -> object:
+    def store_result(*args: object) -> object:
         result = original(*args)  # type: ignore[arg-type]
         time.sleep(seconds)
         return result
 
-    steps.store_seg = store_seg  # type: ignore[assignment]
+    steps.store_result = store_result  # type: ignore[assignment]
 
 
 def wait_until(fact: Callable[[], bool], seconds: float = 60) -> None:

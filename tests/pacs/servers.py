@@ -30,9 +30,15 @@ def free_port() -> int:
 
 
 class Orthanc:
-    """A running Orthanc; ``start`` again after ``kill`` finds what it stored."""
+    """A running Orthanc; ``start`` again after ``kill`` finds what it stored.
 
-    def __init__(self, folder: Path, modalities: Mapping[str, int]) -> None:
+    Args:
+        folder: for its files.
+        modalities: AE titles that it may call, with their ports here.
+        more: further settings.
+    """
+
+    def __init__(self, folder: Path, modalities: Mapping[str, int], more: Mapping[str, Any] | None = None) -> None:
         self.dicom_port, self.web_port = free_port(), free_port()
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +66,7 @@ class Orthanc:
             "Plugins": [str(DICOM_WEB)],
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
         }
-        (folder / "orthanc.json").write_text(json.dumps(settings), encoding="utf-8")
+        (folder / "orthanc.json").write_text(json.dumps(settings | dict(more or {})), encoding="utf-8")
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -122,8 +128,10 @@ class Orthanc:
 
 
 @contextmanager
-def orthanc(folder: Path, modalities: Mapping[str, int] | None = None) -> Iterator[Orthanc]:
-    it = Orthanc(folder, modalities or {})
+def orthanc(
+    folder: Path, modalities: Mapping[str, int] | None = None, more: Mapping[str, Any] | None = None
+) -> Iterator[Orthanc]:
+    it = Orthanc(folder, modalities or {}, more)
     it.start()
     try:
         yield it

@@ -15,7 +15,7 @@ from tests.pacs import chaos
 
 @pytest.mark.usefixtures("orthanc", "postgres")  # for their reasons to skip
 def test_the_judge_finds_what_is_lost_doubled_and_damaged(tmp_path: Path) -> None:
-    with chaos.theatre(3) as it:
+    with chaos.theatre(3, **chaos.QUICK) as it:
         for name in ("receiver", "worker 1", "sender"):
             it.start(name)
         engine = make_engine(it.postgres.url)

@@ -66,7 +66,6 @@ class Intake:
         return row.outcome, row.code
 
     def end(self) -> None:
-        self.registrar.close()
         self.opened.close()
 
 
@@ -151,7 +150,6 @@ def test_quiet_time_and_open_associations_block(tmp_path: Path, intake: Any) -> 
     assert {row.series_uid for row in one.rows(revisions)} == {uids(tmp_path / "a")[1], uids(tmp_path / "c")[1]}
     assert why(one.opened.engine, uids(folder)[1])[0]["open_associations"] == 1
     one.registrar.closed("open one")
-    one.registrar.close()
     assert len(one.close()) == 1
     one.registrar = one.opened.registrar("test")
 
@@ -170,7 +168,6 @@ def test_a_receiver_that_died_blocks_nothing_for_ever(tmp_path: Path, intake: An
     for file in sorted(made_series(tmp_path / "a").iterdir()):
         arrive(one.opened, one.registrar, file, association="of the dead")
     assert one.close() == []
-    one.registrar.close()
     one.registrar = one.opened.registrar("test")  # the process began again
     assert len(one.close()) == 1
 

@@ -97,12 +97,67 @@ def test_jobs_are_due_by_priority_and_when_their_wait_is_over(engine: Engine, si
     assert [due.job_id for due in jobs.due(engine, site)] == ["j1", "j2", "j0"]
 
 
+def test_what_cannot_run_yet_keeps_nothing_from_what_can(engine: Engine, site: Site) -> None:
+    Hold(engine, Lease(engine), add_job(engine, "early", number=1), 0).claim()
+    for number in (2, 3):
+        add_job(engine, f"behind{number}", number=number, priority=9)
+    add_job(engine, "free", series="7")
+    assert [due.job_id for due in jobs.due(engine, site, limit=1)] == ["free"]
+
+
+def test_only_jobs_of_dead_workers_and_silent_ones_are_looked_after(engine: Engine) -> None:
+    lease, dead = Lease(engine), Lease(engine)
+    for name, holder in (("lively", lease), ("silent", lease), ("left", dead)):
+        Hold(engine, holder, add_job(engine, name, series=name), 0).claim()
+    for name in ("sent", "waiting"):
+        add_job(engine, name, series=name)
+    dead.release()
+    with engine.begin() as connection:
+        old = table.c.id.in_(("silent", "sent", "waiting"))
+        connection.execute(update(table).where(old).values(changed_at=now() - 61))
+    assert {row.id for row in jobs.stuck_jobs(engine, 60, ["sent"])} == {"silent", "left", "sent"}
+
+
 def test_only_one_of_two_live_workers_claims_a_job(engine: Engine) -> None:
     name, first, second = add_job(engine, "one"), Lease(engine), Lease(engine)
     assert Hold(engine, first, name, 0).claim() is not None
     assert Hold(engine, second, name, 0).claim() is None
     first.release()
     assert Hold(engine, second, name, 0).claim() is not None
+
+
+def test_what_a_dead_worker_had_stored_is_sent_by_the_next(engine: Engine) -> None:
+    first, second = Lease(engine), Lease(engine)
+    name = add_job(engine, "one")
+    Hold(engine, first, name, 0).claim()
+    Hold(engine, first, name, 0).stored("file", "digest", "1.2.3", ["a"])
+    other = Hold(engine, second, name, 0)
+    with pytest.raises(PacsError, match="JOB_TAKEN"):
+        other.sending("a")
+    first.release()
+    assert other.sending("a")  # the queue goes on after the last step that was done: nobody claims again
+    other.confirmed("a")
+    assert state_of(engine, name).executor == second.executor_id
+    assert other.finished() == "done"
+
+
+def test_a_job_moves_to_the_bundle_that_took_its_bundles_place(engine: Engine, site: Site) -> None:
+    lease, name = Lease(engine), add_job(engine, "one", priority=7)
+    hold = Hold(engine, lease, name, 0)
+    hold.claim()
+    assert hold.moved_to("two", "e")
+    assert (state_of(engine, name).state, state_of(engine, name).code) == ("superseded", "BUNDLE_REPLACED")
+    (successor,) = jobs.due(engine, site)
+    moved = state_of(engine, successor.job_id)
+    assert (moved.revision_id, moved.bundle_digest, moved.priority) == (f"r{name}", "e", 7)
+    back = Hold(engine, lease, moved.id, 0)
+    back.claim()
+    assert back.moved_to("three", "f")
+    (last,) = jobs.due(engine, site)
+    end = Hold(engine, lease, last.job_id, 0)
+    end.claim()
+    assert not end.moved_to("two", "e")  # two workers with different bundles do not hand it to and fro
+    assert state_of(engine, last.job_id).state == "running"
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,6 @@ def test_what_is_missing_is_fetched_once(by: str, opened: OpenSite, filled: Orth
     assert puller.run(missing[:1]) == {"new": missing[0].instances}
     assert puller.run() == {"new": 9 - missing[0].instances}
     assert puller.missing() == []
-    registrar.close()
     found = stored(opened)
     assert len(found) == 9
     for uid, row in found.items():
@@ -114,7 +113,6 @@ def test_move_sends_to_our_receiver(filled: Orthanc, tmp_path: Path) -> None:
         assert puller.run() == {"moved": 3}
         assert {row.source for row in stored(opened).values()} == {"push:ORTHANC"}
         assert eventually(lambda: inbox.receiver.open_associations == 0)
-        registrar.close()
         inbox.stop()
 
 

@@ -81,7 +81,8 @@ def test_every_acknowledged_instance_survives_the_receiver(tmp_path: Path, requi
     for _ in range(KILLS):
         process = started(file, port)
         sending = [storescu(port, files[half::2], tmp_path / f"log-{half}") for half in range(2)]
-        time.sleep(0.15 + 0.4 * random.random())
+        assert eventually(lambda: any(b"(Success)" in (tmp_path / f"log-{half}").read_bytes() for half in range(2)), 30)
+        time.sleep(0.4 * random.random())
         process.kill()
         process.wait()
         for one in sending:

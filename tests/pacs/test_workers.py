@@ -6,22 +6,29 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydicom
 import pytest
 from sqlalchemy import Engine, select
 
-from accunet_monai.pacs import audit
+from accunet_monai.bundle import Predictor, load_bundle, manifest_digest, write_manifest
+from accunet_monai.pacs import audit, segmenting
 from accunet_monai.pacs.database import reading
+from accunet_monai.pacs.decoding import Decoder
 from accunet_monai.pacs.jobs import ENDED, counts, find_job
+from accunet_monai.pacs.leases import Lease
+from accunet_monai.pacs.queue import CONCURRENCY
 from accunet_monai.pacs.replay import replay
 from accunet_monai.pacs.settings import Site
+from accunet_monai.pacs.steps import Steps
 from accunet_monai.pacs.tables import audit as audit_table
 from accunet_monai.pacs.tables import jobs
+from tests import made_bundle
 from tests.pacs.processes import wait_until, worker
 from tests.pacs.servers import Orthanc, Postgres
-from tests.pacs.small import made_series, made_site, opened, received, to
+from tests.pacs.small import made_series, made_site, opened, received, to, verified_bundle
 
 JOBS = 6
 
@@ -122,6 +129,29 @@ def test_an_upgrade_in_the_middle_strands_nothing(
         assert new.wait() == 0
 
 
+def test_an_upgrade_of_the_bundle_strands_nothing(tmp_path: Path, postgres: Postgres, orthanc: Orthanc) -> None:
+    postgres.recreate()
+    bundle = verified_bundle(tmp_path / "own")
+    site = made_site(tmp_path, bundle=bundle, database=postgres.url, **to({"dimse": orthanc.dimse}, "dimse", bundle))
+    engine = opened(site)
+    old = [received(engine, site, made_series(tmp_path / str(seed), 800 + seed)) for seed in range(3)]
+    made_bundle.write_metadata(bundle, {**made_bundle.read_metadata(bundle), "version": "9.9.9"})
+    write_manifest(bundle)
+    one = worker(site, tmp_path / "log")
+    try:
+        wait_until(lambda: all_ended(engine, 6))
+    finally:
+        one.send(signal.SIGTERM)
+        assert one.wait() == 0
+    with reading(engine) as connection:
+        rows = list(connection.execute(select(jobs)))
+    assert {row.code for row in rows if row.id in old} == {"BUNDLE_REPLACED"}
+    done = [row for row in rows if row.state == "done"]
+    assert {row.bundle_digest for row in done} == {manifest_digest(bundle)}
+    assert len({row.revision_id for row in done}) == 3
+    engine.dispose()
+
+
 def test_the_database_may_be_killed(
     shared: tuple[Site, Engine], orthanc: Orthanc, postgres: Postgres, tmp_path: Path
 ) -> None:
@@ -201,4 +231,40 @@ def test_a_newer_revision_names_and_rejects_the_one_it_replaces(
         done = subprocess.run(["dciodvfy", str(tmp_path / "arrived.dcm")], capture_output=True, text=True, check=False)
         assert [line for line in done.stderr.splitlines() if line.startswith("Error")] == []
     assert replay(site, engine, second).identical
+    engine.dispose()
+
+
+def test_jobs_at_once_share_one_network_and_run_it_one_after_the_other(
+    tmp_path: Path, tiny_verified_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = made_site(tmp_path, bundle=tiny_verified_bundle)
+    engine = opened(site)
+    ids = [received(engine, site, made_series(tmp_path / str(seed), 700 + seed)) for seed in range(CONCURRENCY)]
+    loaded: list[Predictor] = []
+    inside: list[int] = []
+
+    def load(*arguments: object, **options: object) -> Predictor:
+        loaded.append(load_bundle(*arguments, **options))  # type: ignore[arg-type]
+        return loaded[-1]
+
+    def predict(self: Predictor, *arguments: object, **options: object) -> object:
+        assert self is loaded[0]
+        inside.append(1)
+        time.sleep(0.1)
+        most = len(inside)
+        inside.clear()
+        assert most == 1
+        return original(self, *arguments, **options)  # type: ignore[arg-type]
+
+    original = Predictor.predict
+    monkeypatch.setattr(segmenting, "load_bundle", load)
+    monkeypatch.setattr(Predictor, "predict", predict)
+    decoder = Decoder(site.limits.decode_memory_bytes)
+    steps = Steps(site, engine, Lease(engine), segmenting.Models(site), decoder)
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        assert list(pool.map(lambda job: steps.segment(job, 0), ids)) == [None] * CONCURRENCY
+    decoder.close()
+    assert len(loaded) == 1
+    with reading(engine) as connection:
+        assert len(set(connection.execute(select(jobs.c.seg_sha256)).scalars())) == CONCURRENCY
     engine.dispose()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 from safetensors import safe_open
+from typer.testing import CliRunner
 
 from accunet_monai.bundle import load_bundle, read_manifest, verify_bundle
 from accunet_monai.cli import app
@@ -19,6 +22,7 @@ from accunet_monai.training.tracking import TrackingError
 from accunet_monai.training.tracking.model import example_input
 from accunet_monai.training.tracking.runs import connect
 from accunet_monai.volumes import Volume
+from tests.pacs.small import site_file
 from tests.registry.made_runs import DIGEST, logged_run
 
 pytestmark = [
@@ -100,6 +104,21 @@ def test_a_pulled_bundle_is_verified_and_says_where_it_is_from(
         pull("models:/organ/2", folder, store)
     assert there.value.code == "REGISTRY_TARGET"
     assert [path.name for path in tmp_path.iterdir()] == ["organ"]
+
+
+def test_an_alias_leads_to_the_sites_that_run_it(runs: dict[str, str], store: Path, tmp_path: Path) -> None:
+    """The link is the run that the pulled bundle's manifest names; a PACS host is told that alone."""
+    folder = pull("models:/organ/2", tmp_path / "organ", store)
+    site = site_file(tmp_path / "site", bundle=folder)
+
+    def traced(*words: str) -> Any:
+        found = CliRunner().invoke(app, ["pacs", "trace", str(site), *words, "--json"])
+        return json.loads(found.stdout) if found.exit_code == 0 else found.stderr
+
+    (asked,) = traced("models:/organ/2", "--runs-dir", str(store))
+    assert (asked["bundle"], asked["in_use"], asked["mlflow_run"]) == ("organ", "shadow", runs["good"])
+    assert traced("--run", runs["good"]) == [asked]
+    assert "TRACE_UNKNOWN" in traced("--run", runs["fair"])
 
 
 @pytest.mark.parametrize(

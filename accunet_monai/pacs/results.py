@@ -1,0 +1,86 @@
+"""What jobs make, in the storage: files under the digests of their bytes, and folders for what is not finished."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+
+from accunet_monai.errors import PacsError
+from accunet_monai.pacs.settings import Site
+
+RESULTS = "results"
+WORK = "work"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A DICOM file in the storage: path from its folder, digest of its bytes, and what names it in DICOM."""
+
+    file: str
+    sha256: str
+    sop_instance_uid: str
+
+
+def keep(site: Site, file: Path) -> Stored:
+    """Move a finished DICOM file to the place that its digest names; then it is on disk."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+    digest = _sha256(file)
+    name = Path(RESULTS) / digest[:2] / f"{digest}.dcm"
+    target = site.storage / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file.replace(target)
+    sync_folder(target.parent)
+    sync_folder(target.parent.parent)
+    header = pydicom.dcmread(target, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
+    return Stored(name.as_posix(), digest, str(header.SOPInstanceUID))
+
+
+def stored_file(site: Site, file: str | None, sha256: str) -> Path:
+    """The path of a stored result whose bytes are those that were stored.
+
+    Raises:
+        PacsError: ``SEG_CHANGED``.
+    """
+    try:
+        unchanged = file is not None and _sha256(site.storage / file) == sha256
+    except OSError:
+        unchanged = False
+    if file is None or not unchanged:
+        hint = "Replay the job to make it again: accunet pacs replay"
+        raise PacsError("SEG_CHANGED", "the stored result is missing or not what was stored.", hint=hint)
+    return site.storage / file
+
+
+@contextmanager
+def scratch(site: Site) -> Iterator[Path]:
+    """A folder inside the storage that is removed afterwards; its name says nothing."""
+    parent = site.storage / WORK
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """What was renamed into a folder is on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
