@@ -282,7 +282,7 @@ if __name__ == "__main__":
     parser.add_argument("--series", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pause", type=float, default=2.0, help="seconds between kills, at most")
-    parser.add_argument("--within", type=float, default=float("inf"), help="seconds that going on after a kill may take")
+    parser.add_argument("--within", type=float, default=float("inf"), help="fail where going on took more seconds")
     options = parser.parse_args()
     outcome, recovered_after = run(options.kills, options.series, options.seed, options.pause)
     print(outcome.line)
