@@ -95,6 +95,15 @@ class Hold:
                 raise PacsError("JOB_TAKEN", "the job was cancelled, timed out or is another worker's.")
             yield connection
 
+    def wait_for_network(self) -> None:
+        """Other jobs of this worker have it: what they take does not count as this one's ``step_seconds``.
+
+        Raises:
+            PacsError: ``LEASE_LOST``, ``JOB_TAKEN``.
+        """
+        with self.changing():
+            pass
+
     def moved_to(self, successor: str, bundle_digest: str) -> bool:
         """Queue the same for the bundle as it is now; ``False``, and nothing happens, where that job is there.
 

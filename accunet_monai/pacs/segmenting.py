@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,9 @@ from accunet_monai.volumes import PlaneStack, Volume, write_seg
 from accunet_monai.volumes.dicom_seg_verify import verify_seg
 from accunet_monai.volumes.segments import SegmentTable
 
+TURN_SECONDS = 60.0
+"""So often a job that waits for the network says so."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -44,6 +48,17 @@ class Model:
     predictor: Predictor
     segments: SegmentTable
     lock: threading.Lock
+
+    @contextmanager
+    def turn(self, waiting: Callable[[], None]) -> Iterator[Predictor]:
+        """The network for one volume; ``waiting`` is called every now and then until it is free, and once more then."""
+        while not self.lock.acquire(timeout=TURN_SECONDS):
+            waiting()
+        try:
+            waiting()
+            yield self.predictor
+        finally:
+            self.lock.release()
 
 
 class Models:
@@ -102,6 +117,7 @@ def store_result(
     rule: BundleRule,
     replaced: Sequence[Path],
     decoder: Decoder,
+    waiting: Callable[[], None],
 ) -> Result:
     """Segment a revision and store what comes of it under the digests of its bytes, fsynced.
 
@@ -113,6 +129,7 @@ def store_result(
         rule: of the bundle.
         replaced: the SEG that this one replaces, and its report, if there are any.
         decoder: tries the pixels first.
+        waiting: as of :meth:`Model.turn`.
 
     Raises:
         AccunetError: what reading, predicting and writing raise, and ``INSTANCE_DAMAGED``.
@@ -122,7 +139,8 @@ def store_result(
         seg, report, picture = (folder / name for name in ("seg.dcm", "report.dcm", "seg.png"))
         Storage(site.storage, site.limits).checkout(engine, revision_id, folder / "series")
         decoder.check(folder / "series", rule.planes)
-        image = segment(folder / "series", seg, model, profile_of(site, rule), rule.planes, earlier_seg)
+        profile = profile_of(site, rule)
+        image = segment(folder / "series", seg, model, profile, rule.planes, earlier_seg, waiting)
         wanted = not rule.shadow and is_wanted(site, rule)
         if wanted:
             make_report(report, seg, image, model.segments.algorithm, earlier_report)
@@ -142,13 +160,19 @@ def _try_thumbnail(seg: Path, image: Volume | PlaneStack, target: Path) -> None:
 
 
 def segment(
-    series: Path, target: Path, model: Model, profile: SegProfile, planes: bool, replaced: Path | None = None
+    series: Path,
+    target: Path,
+    model: Model,
+    profile: SegProfile,
+    planes: bool,
+    replaced: Path | None = None,
+    waiting: Callable[[], None] = lambda: None,
 ) -> Volume | PlaneStack:
     """Write the SEG of the series in a folder, compared once it is as it will be sent; returns the image."""
     like = read_image(series, planes)
     image = like if isinstance(like, Volume) else as_volume(like, model.predictor, "its planes make no grid")
-    with model.lock:
-        label_map = model.predictor.predict(image).label_map
+    with model.turn(waiting) as predictor:
+        label_map = predictor.predict(image).label_map
     encoding = {"binary": "BINARY", "labelmap": "LABELMAP", "fractional": "FRACTIONAL"}[profile.type]
     write_seg(
         target,

@@ -110,7 +110,9 @@ class Steps:
                 raise
             return "BUNDLE_REPLACED"
         replaced = replaced_files(self.site, self.engine, row.id)
-        result = store_result(self.engine, self.site, model, row.revision_id, rule, replaced, self.decoder)
+        result = store_result(
+            self.engine, self.site, model, row.revision_id, rule, replaced, self.decoder, hold.wait_for_network
+        )
         seg, report = result.seg, result.report
         with hold.changing() as connection:  # both are of digests, so that they are right whichever worker comes first
             facts = bundle_facts(find_bundle(rule.bundle), row.bundle_digest)

@@ -268,3 +268,32 @@ def test_jobs_at_once_share_one_network_and_run_it_one_after_the_other(
     with reading(engine) as connection:
         assert len(set(connection.execute(select(jobs.c.seg_sha256)).scalars())) == CONCURRENCY
     engine.dispose()
+
+
+def test_a_job_that_waits_for_the_network_is_not_late(
+    tmp_path: Path, tiny_verified_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = made_site(tmp_path, bundle=tiny_verified_bundle)
+    engine = opened(site)
+    job = received(engine, site, made_series(tmp_path / "series", 720))
+    monkeypatch.setattr(segmenting, "TURN_SECONDS", 0.2)
+    decoder, models = Decoder(site.limits.decode_memory_bytes), segmenting.Models(site)
+    steps = Steps(site, engine, Lease(engine), models, decoder)
+    with reading(engine) as connection:
+        row = connection.execute(select(jobs)).one()
+    model = models.get(row.bundle, row.bundle_digest)
+    seen: set[float] = set()
+    with ThreadPoolExecutor(1) as pool:
+        with model.lock:  # another job has it
+            waiting = pool.submit(steps.segment, job, 0)
+            until = time.monotonic() + 60
+            while len(seen) < 5 and time.monotonic() < until:
+                time.sleep(0.05)
+                with reading(engine) as connection:
+                    seen |= set(
+                        connection.execute(select(jobs.c.changed_at).where(jobs.c.state == "running")).scalars()
+                    )
+        assert waiting.result() is None
+    decoder.close()
+    assert len(seen) == 5  # what `step_seconds` counts from begins anew
+    engine.dispose()
