@@ -172,8 +172,9 @@ def send(files: list[Path], calling: str, called: str, port: int) -> None:
         PacsError: ``SEND_REFUSED``.
     """
     ae = AE(ae_title=calling)
-    for uid in {pydicom.dcmread(file, stop_before_pixels=True).SOPClassUID for file in files}:
-        ae.add_requested_context(uid)
+    heads = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    for sop_class, syntax in {(head.SOPClassUID, head.file_meta.TransferSyntaxUID) for head in heads}:
+        ae.add_requested_context(sop_class, syntax)
     association = ae.associate("127.0.0.1", port, ae_title=called)
     try:
         for file in files:
