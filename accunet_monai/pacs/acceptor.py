@@ -47,13 +47,15 @@ class Peers:
     """Known peers: AE titles, each with the addresses that it may come from.
 
     Args:
-        peers: of the site's settings; host names are looked up now and every minute.
+        peers: of the site's settings; host names are looked up now and every minute; one that is not found
+            keeps the addresses that it had.
     """
 
     def __init__(self, peers: Sequence[Peer]) -> None:
         self._peers = peers
         self._resolved_at = -float("inf")
         self._addresses: dict[str, set[str]] = {}
+        self._of_host: dict[str, set[str]] = {}
 
     def knows(self, address: str) -> bool:
         """Whether any peer may come from this address."""
@@ -70,8 +72,12 @@ class Peers:
 
     def _resolved(self) -> dict[str, set[str]]:
         if time.monotonic() - self._resolved_at > _RESOLVE_SECONDS:
+            for host in {host for peer in self._peers for host in peer.addresses}:
+                if found := _lookup(host):
+                    self._of_host[host] = set(found)
             self._addresses = {
-                peer.ae_title: {found for host in peer.addresses for found in _lookup(host)} for peer in self._peers
+                peer.ae_title: {found for host in peer.addresses for found in self._of_host.get(host, ())}
+                for peer in self._peers
             }
             self._resolved_at = time.monotonic()
         return self._addresses

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
+from sqlalchemy.exc import SQLAlchemyError
 
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs.acceptor import MAX_ASSOCIATE_BYTES, Negotiated, RejectedError
@@ -49,7 +50,7 @@ class _Message:
     elements: dict[int, bytes] | None = None
     incoming: Incoming | None = None
     report: bytearray | None = None
-    refused: PacsError | None = None
+    refused: PacsError | OSError | None = None
 
 
 class Association:
@@ -65,6 +66,7 @@ class Association:
         self._connection = connection
         self._message: _Message | None = None
         self._terms: Negotiated | None = None
+        self._brought = False
         self.thread = threading.Thread(target=self._run, name=f"association-{self.id[:8]}", daemon=True)
 
     def stop(self) -> None:
@@ -91,9 +93,17 @@ class Association:
             self._discard()
             self.wire.close()
             self._receiver.ended(self)
-            self._receiver.registrar.closed(self.id)
+            self._close_row()
             self._receiver.count(code)
             event("association_ended", code=code, peer=self.title, address=self._address)
+
+    def _close_row(self) -> None:
+        """What it brought waits for it no longer; without a database that takes ``association_wait_seconds``."""
+        try:
+            if self._brought:
+                self._receiver.registrar.closed(self.id)
+        except SQLAlchemyError:
+            event("association_not_closed", logging.ERROR, code="PACS_DATABASE", peer=self.title)
 
     def _serve(self) -> None:
         deadline = time.monotonic() + self._limits.association_seconds
@@ -170,7 +180,7 @@ class Association:
             try:
                 name = self._receiver.name
                 message.incoming = self._receiver.storage.open_incoming(name, announced, instance, syntax)
-            except PacsError as error:
+            except (PacsError, OSError) as error:
                 message.refused = error
         elif command == _REPORT_RQ and has_dataset and sop_class == StorageCommitmentPushModel:
             message.report = bytearray()
@@ -183,9 +193,9 @@ class Association:
             return
         try:
             message.incoming.write(data)
-        except PacsError as error:
+        except (PacsError, OSError) as error:
             self._discard()
-            if error.code in _ENDS_ASSOCIATION:
+            if isinstance(error, PacsError) and error.code in _ENDS_ASSOCIATION:
                 raise
             message.refused, message.incoming = error, None
 
@@ -228,6 +238,7 @@ class Association:
 
     def _keep(self, incoming: Incoming) -> str:
         arrival = Arrival(incoming.keep(), f"push:{self.title}", association=self.id)
+        self._brought = True
         outcome = self._receiver.registrar.register(arrival)
         if outcome == "same":
             self._receiver.storage.release(incoming.size)

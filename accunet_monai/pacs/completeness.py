@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, exists, func, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
-from accunet_monai.errors import PacsError
+from accunet_monai.errors import AccunetError, PacsError
 from accunet_monai.pacs import audit
 from accunet_monai.pacs.database import insert_new, now, reading
 from accunet_monai.pacs.judging import Judge
@@ -79,9 +80,14 @@ def close_complete(site: Site, engine: Engine, storage: Storage, judge: Judge, c
                 continue
             if (revision := close_series(site, engine, storage, judge, uid)) is not None:
                 made.append(revision)
-        except PacsError as error:  # a damaged file: the series stays open, the others go on
-            name = Pseudonyms(site.key_file)("series", uid)
-            event("series_not_closed", logging.ERROR, code=error.code, series=name)
+        except SQLAlchemyError:
+            raise
+        except Exception as error:  # e.g. a damaged file: the series stays open, the others go on
+            name, code = (
+                Pseudonyms(site.key_file)("series", uid),
+                error.code if isinstance(error, AccunetError) else "INTERNAL",
+            )
+            event("series_not_closed", logging.ERROR, code=code, exception=type(error).__name__, series=name)
     return made
 
 
@@ -118,6 +124,8 @@ def close_series(site: Site, engine: Engine, storage: Storage, judge: Judge, ser
         found = connection.execute(select(series).where(series.c.series_uid == series_uid)).one()
     made = judged(site, storage, judge, seen)
     with engine.begin() as connection:
+        # Whoever registers more of the series waits here, or was before us: then its instances are seen.
+        connection.execute(select(series.c.series_uid).where(series.c.series_uid == series_uid).with_for_update())
         if [row.sha256 for row in _members(connection, series_uid)] != [row.sha256 for row in seen]:
             return None
         latest = _latest(connection, series_uid)

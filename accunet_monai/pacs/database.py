@@ -25,6 +25,15 @@ BUSY_SECONDS = 30
 IDLE_SECONDS = 10
 """PostgreSQL ends a session that is silent inside a transaction for so long."""
 
+_PATIENCE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,  # milliseconds
+}
+"""A PostgreSQL server that fell silent is given up after half a minute, not after the kernel's quarter of an hour."""
+
 
 def now() -> float:
     """Seconds since 1970 in UTC: the one clock of all tables."""
@@ -56,7 +65,7 @@ def make_engine(url: str) -> Engine:
         raise PacsError("PACS_DATABASE", message, hint="Use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME.")
     if address.get_backend_name() == "postgresql":
         # A process that is frozen inside a transaction must not keep its locks from those that take over.
-        options = {"options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s"}
+        options = {"options": f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s", **_PATIENCE}
         return create_engine(address, pool_pre_ping=True, pool_recycle=600, connect_args=options)
     engine = create_engine(address, connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _prepare_sqlite)

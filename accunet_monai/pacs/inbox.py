@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 import time
 from types import TracebackType
@@ -44,8 +46,8 @@ class OpenSite:
         self.storage.prepare(self.engine)
 
     def registrar(self, name: str) -> Registrar:
-        """A registrar for a process of that name."""
-        return Registrar(self.engine, self.pseudonyms, name)
+        """A registrar for this process, under a name that no other one has."""
+        return Registrar(self.engine, self.pseudonyms, f"{name}:{socket.gethostname()}:{os.getpid()}")
 
     def __enter__(self) -> OpenSite:
         return self
@@ -104,12 +106,14 @@ class Inbox:
                 event("closing_failed", logging.ERROR, code=error.code)
             except SQLAlchemyError:
                 event("closing_failed", logging.ERROR, code="PACS_DATABASE")
+            except Exception as error:  # the thread stays
+                event("closing_failed", logging.ERROR, code="INTERNAL", exception=type(error).__name__)
 
     def _pull_on(self) -> None:
         from accunet_monai.pacs.pull import Puller
 
         due = {pull.name: time.monotonic() for pull in self.opened.site.pulls}
-        registrar = self.opened.registrar(f"pull:{self.receiver.name}")
+        registrar = Registrar(self.opened.engine, self.opened.pseudonyms, f"pull:{self.receiver.name}")
         while not self._stop.wait(1):
             for pull in self.opened.site.pulls:
                 if time.monotonic() < due[pull.name]:
@@ -122,6 +126,9 @@ class Inbox:
                     event("pull_failed", logging.ERROR, pull=pull.name, code=error.code)
                 except SQLAlchemyError:
                     event("pull_failed", logging.ERROR, pull=pull.name, code="PACS_DATABASE")
+                except Exception as error:  # the other pulls go on
+                    facts = {"pull": pull.name, "exception": type(error).__name__}
+                    event("pull_failed", logging.ERROR, code="INTERNAL", **facts)
 
 
 def remote_count(site: Site) -> Count | None:

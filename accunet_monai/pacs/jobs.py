@@ -2,7 +2,7 @@
 
 ``queued`` → ``running`` → ``delivering`` → ``done``. A failure that may pass leads back to ``queued`` with one attempt
 more, and after ``jobs.attempts`` of the settings to ``dead``; one that cannot pass leads there at once. A job whose
-series has a newer revision becomes ``superseded`` as long as nothing of it was sent; so does one whose bundle was
+series has a newer revision becomes ``superseded`` as long as nothing of it arrived; so does one whose bundle was
 replaced before it was segmented, and the same is queued for the new bundle.
 
 Every change after the claim is made in a transaction that renews the worker's lease and finds the job still its own,
@@ -66,7 +66,7 @@ class Hold:
                 return None
             if row.executor not in (None, self.lease.executor_id) and row.executor in live(connection):
                 return None
-            if _superseded(connection, row):
+            if _superseded(connection, row, deliveries.c.attempts > 0):
                 _set(connection, row.id, state="superseded", executor=None)
                 audit.append(connection, "job_superseded", job=row.id)
                 return None
@@ -104,19 +104,41 @@ class Hold:
         with self.changing():
             pass
 
-    def moved_to(self, successor: str, bundle_digest: str) -> bool:
-        """Queue the same for the bundle as it is now; ``False``, and nothing happens, where that job is there.
+    def put_off(self, attempts: int) -> bool:
+        """Leave a job that was not begun in the queue of jobs; whether it was so.
+
+        It counts as the attempt of the same place in the next series of attempts, which the queue does not know yet.
+
+        Args:
+            attempts: so many make a series.
+        """
+        with self.engine.begin() as connection:
+            self.lease.hold(connection)
+            same = (jobs.c.id == self.job_id) & (jobs.c.attempts == self.attempt) & (jobs.c.state == "queued")
+            later = update(jobs).where(same).values(attempts=self.attempt + attempts)
+            return connection.execute(later).rowcount == 1
+
+    def moved_to(self, successor: str, bundle_digest: str, attempts: int) -> bool:
+        """Queue the same for the bundle as it is now; ``False``, and nothing happens, where that cannot be.
+
+        Where the bundle is one that was there before, the job that it had is queued again, with one attempt more: so
+        workers with different bundles hand a job to and fro no longer than its attempts last.
 
         Args:
             successor: the id of that job.
             bundle_digest: of the bundle's manifest.
+            attempts: so many make a series.
         """
         with self.changing() as connection:
             row = connection.execute(select(jobs).where(jobs.c.id == self.job_id)).one()
             fresh = {"state": "queued", "attempts": 0, "executor": None, "code": None, "changed_at": now()}
             same = {**row._mapping, "id": successor, "bundle_digest": bundle_digest}
             if not insert_new(connection, jobs, same | fresh):
-                return False
+                moved_on = (jobs.c.state == "superseded") & (jobs.c.code == "BUNDLE_REPLACED")
+                again = (jobs.c.id == successor) & moved_on & ((jobs.c.attempts + 1) % attempts != 0)
+                values = {**fresh, "attempts": jobs.c.attempts + 1, "detail": None}
+                if connection.execute(update(jobs).where(again).values(values)).rowcount != 1:
+                    return False
             _set(connection, self.job_id, state="superseded", code="BUNDLE_REPLACED", executor=None)
             audit.append(connection, "bundle_replaced", job=self.job_id, by=successor)
         return True
@@ -129,11 +151,17 @@ class Hold:
             insert_new(connection, deliveries, rows)
             audit.append(connection, "seg_stored", job=self.job_id, sha256=sha256, executor=self.lease.executor_id)
 
-    def sending(self, destination: str) -> bool:
-        """About to send: whether to, which is not so where nothing was sent yet and a newer revision is there."""
+    def sending(self, destination: str, absent: bool = False) -> bool:
+        """About to send: whether to, which is not so where nothing arrived yet and a newer revision is there.
+
+        Args:
+            destination: where to.
+            absent: it was asked and has nothing of this job, whatever was tried.
+        """
         with self.changing() as connection:
             row = connection.execute(select(jobs).where(jobs.c.id == self.job_id)).one()
-            if _superseded(connection, row, destination):
+            arrived = deliveries.c.state == "confirmed" if absent else deliveries.c.attempts > 0
+            if _superseded(connection, row, arrived & (deliveries.c.destination == destination)):
                 _set_delivery(connection, self.job_id, destination, state="failed", code="SUPERSEDED")
                 return False
             _set_delivery(connection, self.job_id, destination, state="sent", attempts=deliveries.c.attempts + 1)
@@ -160,7 +188,8 @@ class Hold:
         """Everything is confirmed, or a newer revision has taken its place; returns the state."""
         with self.changing() as connection:
             row = connection.execute(select(jobs).where(jobs.c.id == self.job_id)).one()
-            state = "superseded" if not row.shadow and _superseded(connection, row) else "done"
+            superseded = not row.shadow and _superseded(connection, row, deliveries.c.state == "confirmed")
+            state = "superseded" if superseded else "done"
             _set(connection, self.job_id, state=state, code=code, executor=None)
             audit.append(connection, f"job_{state}", job=self.job_id)
         return state
@@ -285,15 +314,24 @@ def failures(engine: Engine) -> dict[str, int]:
         return {str(code): int(count) for code, count in connection.execute(query)}
 
 
-def replaced_job(connection: Connection, row: Row[Any], destination: str | None = None) -> Row[Any] | None:
-    """The latest job of the same bundle on an earlier revision of the series that was sent (to a destination)."""
+def earlier_jobs(connection: Connection, row: Row[Any], delivered: ColumnElement[bool]) -> Sequence[Row[Any]]:
+    """The jobs of the same bundle on earlier revisions of the series, the latest first.
+
+    Args:
+        connection: to the database.
+        row: the job.
+        delivered: which they have a delivery of, in columns of ``deliveries``.
+    """
     earlier = _revisions_of_series(row.revision_id, lambda number, own: number < own)
-    sent = exists().where(deliveries.c.job_id == jobs.c.id, deliveries.c.attempts > 0)
-    if destination is not None:
-        sent = sent.where(deliveries.c.destination == destination)
     query = select(jobs, revisions.c.number).join(revisions, revisions.c.id == jobs.c.revision_id)
-    query = query.where(jobs.c.revision_id.in_(earlier), jobs.c.bundle == row.bundle, sent)
-    return connection.execute(query.order_by(revisions.c.number.desc()).limit(1)).first()
+    query = query.where(jobs.c.revision_id.in_(earlier), jobs.c.bundle == row.bundle)
+    query = query.where(exists().where(deliveries.c.job_id == jobs.c.id, delivered))
+    return connection.execute(query.order_by(revisions.c.number.desc())).all()
+
+
+def draining(site: Site) -> bool:
+    """Whether workers begin no further job."""
+    return (site.storage / DRAINING).exists()
 
 
 def _again(
@@ -322,14 +360,12 @@ def _revisions_of_series(revision_id: Any, compare: Callable[[Any, Any], Any]) -
     return joined.where(_OWN.c.id == revision_id, compare(_OTHER.c.number, _OWN.c.number)).correlate(jobs)
 
 
-def _superseded(connection: Connection, row: Row[Any], destination: str | None = None) -> bool:
-    """Whether there is a job for a newer revision, and nothing of this one was sent (to a destination)."""
+def _superseded(connection: Connection, row: Row[Any], there: ColumnElement[bool]) -> bool:
+    """Whether there is a job for a newer revision, and this one has no delivery of which so much is true."""
     newer = _revisions_of_series(row.revision_id, lambda number, own: number > own)
     replaced = exists().where(jobs.c.revision_id.in_(newer), jobs.c.bundle == row.bundle)
-    sent = exists().where(deliveries.c.job_id == row.id, deliveries.c.attempts > 0)
-    if destination is not None:
-        sent = sent.where(deliveries.c.destination == destination)
-    return bool(connection.execute(select(replaced & ~sent)).scalar())
+    delivered = exists().where(deliveries.c.job_id == row.id, there)
+    return bool(connection.execute(select(replaced & ~delivered)).scalar())
 
 
 def _earlier_runs(columns: Any) -> ColumnElement[bool]:

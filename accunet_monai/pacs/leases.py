@@ -79,6 +79,12 @@ def live(connection: Connection) -> set[str]:
     return set(connection.execute(select(leases.c.executor_id).where(leases.c.released_at.is_(None))).scalars())
 
 
+def lively(connection: Connection, seconds: float) -> set[str]:
+    """The ids of workers that hold a lease and renewed it within so many seconds."""
+    held = leases.c.released_at.is_(None) & (leases.c.renewed_at >= _clock(connection) - seconds)
+    return set(connection.execute(select(leases.c.executor_id).where(held)).scalars())
+
+
 def dead_among(engine: Engine, executor_ids: Iterable[str]) -> set[str]:
     """Those of some workers that hold no lease. The ids must have been read before: a lease precedes its jobs."""
     with reading(engine) as connection:

@@ -111,6 +111,16 @@ def count_remote(site: Site, pacs: Pacs, study_uid: str, series_uid: str) -> int
 
 
 def _by_find(site: Site, dimse: Dimse, studies: Mapping[str, str], series: Mapping[str, str]) -> Iterator[RemoteSeries]:
+    try:
+        yield from _found(site, dimse, studies, series)
+    except PacsError:
+        raise
+    except Exception as error:  # an answer without UIDs or with a count that is none; its text is not quoted
+        message = f"{dimse.ae_title} gave an unreadable answer to C-FIND ({type(error).__name__})."
+        raise PacsError("QUERY_FAILED", message) from error
+
+
+def _found(site: Site, dimse: Dimse, studies: Mapping[str, str], series: Mapping[str, str]) -> Iterator[RemoteSeries]:
     context = build_context(StudyRootQueryRetrieveInformationModelFind)
     with associated(site, dimse, [context]) as association:
 

@@ -106,7 +106,12 @@ class Receiver:
             except OSError:  # closed, or no more descriptors for now
                 self.stopping.wait(0.1)
                 continue
-            self._begin(connection, str(address[0]))
+            try:
+                self._begin(connection, str(address[0]))
+            except Exception as error:  # e.g. no more threads: this one is not served, the next may be
+                self.count("INTERNAL")
+                event("connection_failed", logging.ERROR, code="INTERNAL", exception=type(error).__name__)
+                connection.close()
 
     def _begin(self, connection: socket.socket, address: str) -> None:
         if not self.acceptor.peers.knows(address):
@@ -121,7 +126,11 @@ class Receiver:
         association = Association(self, connection, address, self._tls)
         with self._lock:
             self._open[association.id] = association
-        association.thread.start()
+        try:
+            association.thread.start()
+        except RuntimeError:
+            self.ended(association)
+            raise
 
     def ended(self, association: Association) -> None:
         """Forget a connection."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, delete, select, update
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from accunet_monai.pacs.database import insert_new, insert_or_update, now
 from accunet_monai.pacs.heads import Head
@@ -49,6 +50,9 @@ class Arrival:
         return self.file.head
 
 
+Known = dict[tuple[str, str], int]
+"""Pairs of association and series that are written down, and (association, "") → the second when it was last."""
+
 _Waiting = tuple[Arrival | str, Future[Kept]]
 """An arrival, or the id of an association that ended."""
 
@@ -67,7 +71,7 @@ class Registrar:
         self._waiting: list[_Waiting] = []
         self._committing = False
         self._turn = threading.Condition()
-        self._known: set[Any] = set()
+        self._known: Known = {}
         with engine.begin() as connection:
             own = select(associations.c.id).where(associations.c.receiver == receiver)
             connection.execute(delete(association_series).where(association_series.c.association_id.in_(own)))
@@ -111,7 +115,7 @@ class Registrar:
     def _commit(self, group: Sequence[_Waiting]) -> None:
         arrivals = [item for item, _ in group if isinstance(item, Arrival)]
         ended = [item for item, _ in group if isinstance(item, str)]
-        known = set(self._known)
+        known = dict(self._known)
         try:
             with self._engine.begin() as connection:
                 outcomes = iter(record(connection, arrivals, self._pseudonyms, self.receiver, known))
@@ -121,21 +125,22 @@ class Registrar:
         except Exception as error:  # whoever waits is told; the next group may succeed
             self._fail(group, error)
             return
-        self._known = {entry for entry in known if entry[0] not in ended}
+        self._known = {entry: at for entry, at in known.items() if entry[0] not in ended}
         for item, future in group:
             future.set_result(next(outcomes) if isinstance(item, Arrival) else "same")
 
     def _fail(self, group: Sequence[_Waiting], error: Exception) -> None:
-        """Tell the one that failed; of several, each tries by itself, so that one bad row fails alone."""
-        if len(group) == 1:
-            group[0][1].set_exception(error)
+        """Of several, each tries by itself, so that one bad row fails alone; without a database all fail at once."""
+        if len(group) == 1 or isinstance(error, OperationalError | InterfaceError):
+            for _, future in group:
+                future.set_exception(error)
             return
         for item in group:
             self._commit([item])
 
 
 def record(
-    connection: Connection, arrivals: Sequence[Arrival], pseudonyms: Pseudonyms, receiver: str, known: set[Any]
+    connection: Connection, arrivals: Sequence[Arrival], pseudonyms: Pseudonyms, receiver: str, known: Known
 ) -> list[Kept]:
     """Insert rows of arrivals inside a transaction; returns what became of each.
 
@@ -144,10 +149,10 @@ def record(
         arrivals: in the order of their coming.
         pseudonyms: for the patients' keys.
         receiver: who brings them.
-        known: associations with their series that are written down already; those of now are added.
+        known: what is written down already; what is now is added.
     """
     rows = {arrival.head.sop_instance_uid: _row(arrival) for arrival in reversed(arrivals)}
-    added = insert_new(connection, instances, list(rows.values()))
+    added = insert_new(connection, instances, [rows[uid] for uid in sorted(rows)])  # one order: no deadlocks
     others = [uid for uid in rows if uid not in added]
     valid = {uid: row["sha256"] for uid, row in rows.items()}
     if others:
@@ -159,7 +164,8 @@ def record(
         uid = arrival.head.sop_instance_uid
         outcomes.append("aside" if valid[uid] != arrival.file.sha256 else "new" if uid in added else "same")
         added.discard(uid)  # the same once more is not new
-    insert_new(connection, asides, [_aside(a) for a, kept in zip(arrivals, outcomes, strict=True) if kept == "aside"])
+    set_aside = [_aside(a) for a, kept in zip(arrivals, outcomes, strict=True) if kept == "aside"]
+    insert_new(connection, asides, sorted(set_aside, key=lambda row: str(row["sha256"])))
     _touch(connection, [a for a, kept in zip(arrivals, outcomes, strict=True) if kept == "new"], pseudonyms)
     _associate(connection, arrivals, receiver, known)
     return outcomes
@@ -190,17 +196,18 @@ def raise_priority(connection: Connection, series_uid: str, priority: int) -> No
     connection.execute(update(series).where(lower).values(priority=priority))
 
 
-def _associate(connection: Connection, arrivals: Sequence[Arrival], receiver: str, known: set[Any]) -> None:
+def _associate(connection: Connection, arrivals: Sequence[Arrival], receiver: str, known: Known) -> None:
     """Which open associations brought which series, and when last (to a second or so)."""
     last = {arrival.association: arrival.at for arrival in arrivals if arrival.association}
     for association, at in sorted(last.items()):
-        if (association, int(at)) not in known:
+        if known.get((association, "")) != int(at):
             row = {"id": association, "receiver": receiver, "touched_at": at}
             insert_or_update(connection, associations, row, ("touched_at",))
-            known.add((association, int(at)))
-    pairs = {(arrival.association, arrival.head.series_uid) for arrival in arrivals if arrival.association} - known
+            known[association, ""] = int(at)
+    pairs = {(arrival.association, arrival.head.series_uid) for arrival in arrivals if arrival.association}
+    pairs -= known.keys()
     insert_new(connection, association_series, [{"association_id": a, "series_uid": uid} for a, uid in sorted(pairs)])
-    known |= pairs
+    known |= dict.fromkeys(pairs, 0)
 
 
 def _row(arrival: Arrival) -> dict[str, Any]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
-from sqlalchemy import Engine, select
+from sqlalchemy import ColumnElement, Engine, Row, select
 
 from accunet_monai.pacs.database import reading
-from accunet_monai.pacs.jobs import replaced_job
+from accunet_monai.pacs.jobs import earlier_jobs
 from accunet_monai.pacs.reports import report_of
 from accunet_monai.pacs.settings import Site
-from accunet_monai.pacs.tables import jobs
+from accunet_monai.pacs.tables import deliveries, jobs
 from accunet_monai.volumes.dicom_derived import MANUFACTURER, content_uid, encoded, moment_of, pin_times
 
 NOTE_SERIES_NUMBER = 1001
@@ -25,15 +26,17 @@ NOTE_DESCRIPTION = "Replaced: more images of the series arrived"
 _HEADER = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 
 
-def replaced_files(site: Site, engine: Engine, job_id: str, destination: str | None = None) -> list[Path]:
-    """The stored SEG of the latest earlier revision that was sent (to a destination), and its report, if there are."""
-    with reading(engine) as connection:
-        row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one()
-        earlier = replaced_job(connection, row, destination)
-    if earlier is None or earlier.seg_file is None or not (site.storage / earlier.seg_file).is_file():
-        return []
-    report = report_of(site, engine, earlier.seg_sha256)
-    return [site.storage / earlier.seg_file, *([] if report is None else [report])]
+def replaced_files(site: Site, engine: Engine, job_id: str) -> list[Path]:
+    """The stored SEG of the latest earlier revision that some destination has, and its report, if there are."""
+    earlier = _earlier(engine, job_id, deliveries.c.state == "confirmed")
+    return _files(site, engine, earlier[0]) if earlier else []
+
+
+def sent_files(site: Site, engine: Engine, job_id: str, destination: str) -> Iterator[list[Path]]:
+    """The same of every earlier revision that may be at a destination, the latest first."""
+    sent = (deliveries.c.destination == destination) & (deliveries.c.attempts > 0)
+    for row in _earlier(engine, job_id, sent):
+        yield _files(site, engine, row)
 
 
 def name_replaced(seg: Path, replaced: Path) -> None:
@@ -71,6 +74,19 @@ def rejection_note(replaced: Sequence[Path], target: Path) -> None:
     for item in note.get("ContributingEquipmentSequence") or ():
         item.pop("ContributionDateTime", None)
     target.write_bytes(encoded(note))
+
+
+def _earlier(engine: Engine, job_id: str, delivered: ColumnElement[bool]) -> Sequence[Row[Any]]:
+    with reading(engine) as connection:
+        row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one()
+        return earlier_jobs(connection, row, delivered)
+
+
+def _files(site: Site, engine: Engine, job: Row[Any]) -> list[Path]:
+    if job.seg_file is None or not (site.storage / job.seg_file).is_file():
+        return []
+    report = report_of(site, engine, job.seg_sha256)
+    return [site.storage / job.seg_file, *([] if report is None else [report])]
 
 
 def _identity(file: Path) -> Dataset:

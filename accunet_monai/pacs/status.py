@@ -9,10 +9,13 @@ from sqlalchemy import Engine, func, select
 
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs.database import now, reading
-from accunet_monai.pacs.jobs import DRAINING, OPEN, counts, failures
-from accunet_monai.pacs.leases import live
+from accunet_monai.pacs.jobs import DRAINING, OPEN, counts, draining, failures
+from accunet_monai.pacs.leases import lively
 from accunet_monai.pacs.settings import Site
 from accunet_monai.pacs.tables import deliveries, jobs
+
+BEGIN_SECONDS = 0.5
+"""So long after workers are told to begin no further job none begins that one had just looked for."""
 
 
 def status(site: Site, engine: Engine) -> dict[str, Any]:
@@ -20,7 +23,7 @@ def status(site: Site, engine: Engine) -> dict[str, Any]:
 
     Returns:
         ``jobs`` (state → count), ``dead`` (code → count), ``oldest_open_seconds``, ``last_hour`` (jobs done),
-        ``deliveries`` (state → count), ``workers`` (ids of those that hold a lease), ``draining``.
+        ``deliveries`` (state → count), ``workers`` (ids of those whose lease has not run out), ``draining``.
     """
     with reading(engine) as connection:
         oldest = connection.execute(select(func.min(jobs.c.made_at)).where(jobs.c.state.in_(OPEN))).scalar()
@@ -33,8 +36,8 @@ def status(site: Site, engine: Engine) -> dict[str, Any]:
             "oldest_open_seconds": None if oldest is None else round(now() - oldest, 1),
             "last_hour": int(done or 0),
             "deliveries": {state: int(count) for state, count in sent},
-            "workers": sorted(live(connection)),
-            "draining": (site.storage / DRAINING).exists(),
+            "workers": sorted(lively(connection, site.jobs.lease_seconds)),
+            "draining": draining(site),
         }
 
 
@@ -58,6 +61,7 @@ def drain(site: Site, engine: Engine, seconds: float) -> None:
         PacsError: ``DRAIN_TIMEOUT`` when jobs still run; it goes on draining.
     """
     (site.storage / DRAINING).touch()
+    time.sleep(BEGIN_SECONDS)
     until = time.monotonic() + seconds
     while running := sum(counts(engine).get(state, 0) for state in ("running", "delivering")):
         if time.monotonic() > until:

@@ -23,10 +23,10 @@ from accunet_monai.pacs.completeness import bundle_digest, job_id
 from accunet_monai.pacs.database import insert_new, now, reading
 from accunet_monai.pacs.decoding import Decoder
 from accunet_monai.pacs.delivering import Channel, open_channel
-from accunet_monai.pacs.jobs import Hold, deliveries_of
+from accunet_monai.pacs.jobs import Hold, deliveries_of, draining
 from accunet_monai.pacs.leases import Lease
 from accunet_monai.pacs.logs import event
-from accunet_monai.pacs.replacing import rejection_note, replaced_files
+from accunet_monai.pacs.replacing import rejection_note, replaced_files, sent_files
 from accunet_monai.pacs.reports import report_of
 from accunet_monai.pacs.results import scratch, stored_file
 from accunet_monai.pacs.segmenting import Models, store_result
@@ -39,6 +39,7 @@ MAY_PASS = frozenset(
     {
         *("PACS_UNREACHABLE", "PACS_REFUSED", "PACS_SECRET", "SEND_REFUSED", "QUERY_FAILED", "NOT_CONFIRMED"),
         *("PACS_TLS", "NOT_COMMITTED", "INSTANCE_MISSING", "OUT_OF_MEMORY", "UNEXPECTED"),
+        *("LEASE_LOST", "JOB_TAKEN"),  # what a step of a worker that is no more had returned
     }
 )
 """Codes of failures after which another attempt is made."""
@@ -97,6 +98,8 @@ class Steps:
         return self._patiently("destinations", lambda: list(deliveries_of(self.engine, job_id)))
 
     def _segment(self, hold: Hold) -> str | None:
+        if draining(self.site) and hold.put_off(self.site.jobs.attempts):
+            return "DRAINING"
         row = hold.claim()
         if row is None:
             return "NOT_CLAIMED"
@@ -126,7 +129,8 @@ class Steps:
     def _moved(self, hold: Hold, row: Row[Any], bundle: str) -> bool:
         """Whether the bundle was replaced since the job was made, and the same is queued for the new one."""
         digest = bundle_digest(bundle)
-        moved = hold.moved_to(job_id(row.revision_id, row.bundle, digest), digest)
+        successor = job_id(row.revision_id, row.bundle, digest)
+        moved = hold.moved_to(successor, digest, self.site.jobs.attempts)
         if moved:
             event("bundle_replaced", job=hold.job_id)
         return moved
@@ -137,12 +141,11 @@ class Steps:
         if before == "confirmed":
             return None
         channel = self._channel(destination)
-        missing = self._objects(row, destination)
-        if before != "waiting":
-            missing = [file for file in missing if not channel.has(file)]
+        files = self._objects(row, destination)
+        missing = files if before == "waiting" else [file for file in files if not channel.has(file)]
         if not missing:
             hold.confirmed(destination)
-        elif hold.sending(destination):
+        elif hold.sending(destination, absent=missing == files):
             for file in missing:
                 channel.send(file)
         return None
@@ -170,11 +173,13 @@ class Steps:
         raise PacsError("NOT_CONFIRMED", f"{destination} answered that it stored the object, and does not have it.")
 
     def _reject(self, hold: Hold, destination: str) -> str | None:
-        if not self.site.destination(destination).rejection_note:
+        wanted = self.site.destination(destination).rejection_note
+        if not wanted or deliveries_of(self.engine, hold.job_id)[destination] != "confirmed":
             return None
         channel = self._channel(destination)
-        earlier = replaced_files(self.site, self.engine, hold.job_id, destination)
-        if not (there := [file for file in earlier if channel.has(file)]):
+        earlier = sent_files(self.site, self.engine, hold.job_id, destination)
+        some = ([file for file in files if channel.has(file)] for files in earlier)
+        if not (there := next(filter(None, some), None)):
             return None
         with scratch(self.site) as folder:
             rejection_note(there, folder / "note.dcm")

@@ -7,6 +7,7 @@ something else. It counts as received when its file and its folder are on disk a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -253,10 +254,12 @@ class Incoming:
     def discard(self) -> None:
         """Remove what was written; harmless after :meth:`keep`."""
         if self._file is not None:
-            os.close(self._file)
-            self._file = None
-            self._path.unlink(missing_ok=True)
+            file, self._file = self._file, None
             self._storage.release(self.size)
+            with contextlib.suppress(OSError):  # the disk failed; what is left goes with the leftovers
+                self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                os.close(file)
 
     def _put(self, data: bytes | memoryview) -> None:
         if self._file is None:

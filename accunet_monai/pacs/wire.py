@@ -51,6 +51,7 @@ class Wire:
         self.idle_seconds = idle_seconds
         self._buffer = bytearray(1 << 14)
         self._patience = -1.0
+        self._closed = False
         self._flags = int(socket.MSG_WAITALL)
         if isinstance(connection, ssl.SSLSocket):
             self._flags = 0
@@ -104,14 +105,18 @@ class Wire:
 
     def stop_reading(self) -> None:
         """Whoever reads is told that the peer is gone; answers can still be sent. From any thread."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RD)
+        self._shut(socket.SHUT_RD)
 
     def close(self) -> None:
-        """Close the connection."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        """Close the connection. From any thread."""
+        self._closed = True
+        self._shut(socket.SHUT_RDWR)
         self._socket.close()
+
+    def _shut(self, how: int) -> None:
+        """Below TLS: an ``SSLSocket`` that is shut down by itself reads ciphertext from then on."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._socket, how)
 
     def _receive(self, count: int, deadline: float | None, late: str) -> memoryview:
         if len(self._buffer) < count:
@@ -127,7 +132,7 @@ class Wire:
                 raise PacsError(late, "the peer sent nothing, or too slowly.") from error
             except OSError as error:
                 raise PacsError("PEER_GONE", f"the connection broke ({error.strerror or error}).") from error
-            if received == 0:
+            if received == 0 or self._closed:  # a closed SSLSocket, too, may have read ciphertext
                 raise PacsError("PEER_GONE", "the peer closed the connection.")
             filled += received
         return view

@@ -16,7 +16,7 @@ from accunet_monai.errors import PacsError
 from accunet_monai.pacs.database import now
 from accunet_monai.pacs.decoding import Decoder
 from accunet_monai.pacs.inbox import OpenSite
-from accunet_monai.pacs.jobs import DRAINING, Due, due, interrupted, stuck_jobs
+from accunet_monai.pacs.jobs import Due, draining, due, interrupted, stuck_jobs
 from accunet_monai.pacs.leases import Lease, dead_among
 from accunet_monai.pacs.logs import event
 from accunet_monai.pacs.queue import BACKLOG, JobQueue
@@ -24,7 +24,7 @@ from accunet_monai.pacs.results import scratch
 from accunet_monai.pacs.retention import clean_up
 from accunet_monai.pacs.segmenting import Models, profile_of
 from accunet_monai.pacs.settings import Site
-from accunet_monai.pacs.steps import DATABASE_AWAY, Steps
+from accunet_monai.pacs.steps import Steps
 
 LOOK_SECONDS = 0.5
 CLEAN_SECONDS = 600.0
@@ -96,7 +96,7 @@ class Worker:
 
     def _dispatch(self) -> None:
         """Queue the most urgent jobs that can run now."""
-        if (self.site.storage / DRAINING).exists():
+        if draining(self.site):
             return
         ready = due(self.engine, self.site, BACKLOG)
         for job in ready:
@@ -123,7 +123,7 @@ class Worker:
         while not self._ended.wait(self.site.jobs.renew_seconds):
             try:
                 self.lease.renew()
-            except DATABASE_AWAY:
+            except DBAPIError:  # also what PostgreSQL says to a process that was frozen inside a transaction
                 event("database_away", logging.WARNING, step="lease")
             except PacsError:
                 self._lost()

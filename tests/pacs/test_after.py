@@ -14,23 +14,29 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
 import uvicorn
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Connection, Engine, insert, select, update
 
 from accunet_monai.bundle import manifest_digest, read_manifest
 from accunet_monai.errors import PacsError
+from accunet_monai.pacs import audit, retention
 from accunet_monai.pacs.database import now, reading
+from accunet_monai.pacs.folder import import_folder
+from accunet_monai.pacs.inbox import OpenSite
 from accunet_monai.pacs.jobs import ENDED, counts
+from accunet_monai.pacs.registrar import Registrar
 from accunet_monai.pacs.replay import replay
 from accunet_monai.pacs.retention import DAY, clean_up
 from accunet_monai.pacs.settings import Site, read_site
-from accunet_monai.pacs.tables import instances, jobs, series
+from accunet_monai.pacs.tables import associations, instances, jobs, series
 from accunet_monai.pacs.tracing import trace
 from accunet_monai.pacs.web import make_app
 from tests.pacs.processes import wait_until, worker
+from tests.pacs.receiving import plain_site, stored_files
 from tests.pacs.servers import Orthanc, free_port
 from tests.pacs.small import made_series, opened, received, site_file, to
 
@@ -198,6 +204,9 @@ def test_retention_removes_old_instances_and_results_and_no_row_of_a_job(done: t
     with engine.begin() as connection:
         connection.execute(update(series).values(last_received_at=now() - 31 * DAY))
         connection.execute(update(jobs).values(changed_at=now() - 31 * DAY))
+    assert clean_up(site, engine) == (0, 0)  # the files have just been written: sent again, perhaps
+    for file in files:
+        aged(site.storage / file, 31)
     assert clean_up(site, engine) == (4, 0)
     assert not any((site.storage / file).exists() for file in files)
     assert all((site.storage / file).exists() for file in results)
@@ -207,6 +216,97 @@ def test_retention_removes_old_instances_and_results_and_no_row_of_a_job(done: t
     assert not any((site.storage / file).exists() for file in results)
     with reading(engine) as connection:
         assert len(list(connection.execute(select(jobs.c.seg_sha256).where(jobs.c.state == "done")))) == 3
+
+
+def aged(path: Path, days: float) -> Path:
+    os.utime(path, (now() - days * DAY,) * 2)
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[OpenSite, Registrar, Path]]:
+    """A site that keeps instances for 30 days, and a series of four that is older; its folder."""
+    on_server = {}
+    if request.param == "postgresql":
+        server = request.getfixturevalue("postgres")
+        server.recreate()
+        on_server = {"database": server.url}
+    site = plain_site(tmp_path / "site", retention={"received_days": 30}, **on_server)
+    folder = made_series(tmp_path / "series")
+    with OpenSite(site) as opened:
+        registrar = opened.registrar("test")
+        assert import_folder(folder, opened.storage, registrar) == {"new": 4}
+        long_ago = {"last_received_at": now() - 31 * DAY, "complete_at": now() - 31 * DAY}
+        with opened.engine.begin() as connection:
+            connection.execute(update(series).values(**long_ago))
+        for file in stored_files(site):
+            aged(file, 31)
+        yield opened, registrar, folder
+
+
+def test_an_instance_that_is_sent_again_while_its_series_is_removed_keeps_its_file(
+    old: tuple[OpenSite, Registrar, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, registrar, folder = old
+    append, sent = audit.append, []
+
+    def send() -> None:
+        sent.append(import_folder(folder, opened.storage, registrar))
+
+    thread = threading.Thread(target=send)
+
+    def meanwhile(*arguments: Any, **facts: Any) -> str:  # the rows are gone, the transaction is open
+        thread.start()
+        time.sleep(0.3)
+        return append(*arguments, **facts)
+
+    monkeypatch.setattr(audit, "append", meanwhile)
+    assert clean_up(opened.site, opened.engine) == (1, 0)
+    thread.join()
+    assert sent == [{"new": 4}]
+    with reading(opened.engine) as connection:
+        rows = connection.execute(select(instances.c.file, instances.c.sha256)).all()
+    assert len(rows) == 4
+    for row in rows:
+        opened.storage.path(row.file, row.sha256)  # raises unless it is whole
+
+
+def test_a_series_that_gets_more_before_it_is_removed_stays(
+    old: tuple[OpenSite, Registrar, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, _, _ = old
+    lock = retention._lock
+
+    def first(connection: Connection, uid: str) -> None:
+        lock(connection, uid)
+        connection.execute(update(series).values(last_received_at=now()))  # as a registrar that came before the lock
+
+    monkeypatch.setattr(retention, "_lock", first)
+    assert clean_up(opened.site, opened.engine) == (0, 0)
+    monkeypatch.undo()
+    assert len(stored_files(opened.site)) == 4
+
+
+def test_what_killed_processes_left_goes_after_a_day_and_nothing_newer(tmp_path: Path) -> None:
+    site = plain_site(tmp_path, jobs={"step_seconds": 15 * 3600})
+    with OpenSite(site) as opened:
+        for name, days in (("old", 1.3), ("recent", 1.2)):  # twice 15 h are 1.25 days
+            (site.storage / "work" / name).mkdir(parents=True)
+            (site.storage / "work" / name / "a.nii").write_bytes(b"1")
+            aged(site.storage / "work" / name, days)
+            partial = site.storage / "incoming" / "receiver" / f"{name}.partial"
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(b"1")
+            aged(partial, days)
+        with opened.engine.begin() as connection:
+            for name, days in (("old", 1.3), ("recent", 1.2)):
+                at = now() - days * DAY
+                connection.execute(insert(associations).values(id=name, receiver="gone", touched_at=at))
+        assert clean_up(site, opened.engine) == (0, 0)
+        with reading(opened.engine) as connection:
+            assert connection.execute(select(associations.c.id)).scalars().all() == ["recent"]
+    assert [path.name for path in (site.storage / "work").iterdir()] == ["recent"]
+    assert [path.name for path in (site.storage / "incoming" / "receiver").iterdir()] == ["recent.partial"]
 
 
 def ask(port: int, path: str, authorization: str | None = None) -> tuple[int, str]:

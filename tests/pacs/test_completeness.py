@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
-from sqlalchemy import select
+from sqlalchemy import Connection, select, text
+from sqlalchemy.event import listen, remove
+from sqlalchemy.exc import OperationalError
 
 from accunet_monai.batch import sources
+from accunet_monai.errors import BundleError
 from accunet_monai.pacs import rules
 from accunet_monai.pacs.audit import verify
 from accunet_monai.pacs.completeness import bundle_digest, close_complete, job_id, revision_id
@@ -21,12 +26,13 @@ from accunet_monai.pacs.database import reading
 from accunet_monai.pacs.folder import import_folder
 from accunet_monai.pacs.inbox import Inbox, OpenSite
 from accunet_monai.pacs.judging import Judge
-from accunet_monai.pacs.registrar import Arrival, Registrar
+from accunet_monai.pacs.registrar import Arrival, Registrar, record
 from accunet_monai.pacs.rules import Decision
 from accunet_monai.pacs.settings import BundleRule
-from accunet_monai.pacs.tables import decisions, instances, jobs, revision_instances, revisions, series
+from accunet_monai.pacs.tables import associations, decisions, instances, jobs, revision_instances, revisions, series
 from accunet_monai.pacs.why import why
 from tests.pacs.receiving import RawPeer, eventually, instance, plain_site, save
+from tests.pacs.servers import Postgres
 from tests.pacs.small import made_series
 
 MR = {"tag": "Modality", "equals": "MR"}
@@ -42,10 +48,11 @@ def judge() -> Iterator[Judge]:
 class Intake:
     """A site with one rule that series are put into."""
 
-    def __init__(self, folder: Path, judge: Any, completeness: dict[str, Any] | None = None, **rule: Any) -> None:
+    def __init__(self, folder: Path, judge: Any, completeness: dict[str, Any] | None = None, **more: Any) -> None:
+        rule = {name: value for name, value in more.items() if name != "database"}
         whole = {"bundle": "hippocampus_mri", "when": MR, "shadow": True} | rule
         quiet = {"quiet_seconds": 0, **(completeness or {})}
-        self.opened = OpenSite(plain_site(folder, bundles=[whole], completeness=quiet))
+        self.opened = OpenSite(plain_site(folder, bundles=[whole], completeness=quiet, database=more.get("database")))
         self.judge = judge
         self.registrar = self.opened.registrar("test")
 
@@ -155,12 +162,17 @@ def test_quiet_time_and_open_associations_block(tmp_path: Path, intake: Any) -> 
 
 
 def arrive(opened: OpenSite, registrar: Registrar, file: Path, association: str) -> None:
+    assert registrar.register(arrival(opened, file, association)) == "new"
+
+
+def arrival(opened: OpenSite, file: Path, association: str | None = None, **more: Any) -> Arrival:
+    """An instance whose file is on disk."""
     ds = pydicom.dcmread(file)
     meta = ds.file_meta
     uids = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     incoming = opened.storage.open_incoming("test", *uids, meta.TransferSyntaxUID)
     incoming.write(file.read_bytes()[144 + meta.FileMetaInformationGroupLength :])
-    assert registrar.register(Arrival(incoming.keep(), "push:TEST", association)) == "new"
+    return Arrival(incoming.keep(), "push:TEST", association, **more)
 
 
 def test_a_receiver_that_died_blocks_nothing_for_ever(tmp_path: Path, intake: Any) -> None:
@@ -170,6 +182,103 @@ def test_a_receiver_that_died_blocks_nothing_for_ever(tmp_path: Path, intake: An
     assert one.close() == []
     one.registrar = one.opened.registrar("test")  # the process began again
     assert len(one.close()) == 1
+
+
+def test_registrars_of_other_processes_leave_each_others_associations_open(
+    tmp_path: Path, intake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = intake()
+    for file in sorted(made_series(tmp_path / "a").iterdir()):
+        arrive(one.opened, one.registrar, file, association="of the first")
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    one.opened.registrar("test")
+    assert one.close() == []
+
+
+def test_a_long_association_costs_no_memory(tmp_path: Path, intake: Any) -> None:
+    one = intake()
+    for second, file in enumerate(sorted(made_series(tmp_path / "a").iterdir())):
+        one.registrar.register(arrival(one.opened, file, "long", at=1e9 + second))
+    assert len(one.registrar._known) == 2  # itself, and its series
+    assert [row.touched_at for row in one.rows(associations)] == [1e9 + 3]
+
+
+def test_without_a_database_all_who_wait_are_told_at_once(tmp_path: Path, intake: Any) -> None:
+    one = intake()
+    files = sorted(made_series(tmp_path / "a").iterdir())
+    group: list[tuple[Arrival | str, Future[Any]]] = [(arrival(one.opened, file), Future()) for file in files]
+    tried = []
+
+    def away(connection: Connection) -> None:
+        tried.append(connection)
+        raise OperationalError("BEGIN", None, Exception("the server closed the connection"))
+
+    listen(one.opened.engine, "begin", away, insert=True)
+    one.registrar._commit(group)
+    assert len(tried) == 1
+    assert [type(future.exception()) for _, future in group] == [OperationalError] * 4
+    remove(one.opened.engine, "begin", away)
+    assert one.registrar.register(arrival(one.opened, files[0])) == "new"
+
+
+def test_a_slice_that_is_committed_while_its_series_closes_is_not_lost(
+    tmp_path: Path, intake: Any, postgres: Postgres
+) -> None:
+    one = intake(with_judge=lambda judged, files: [], database=postgres.url)
+    *files, late = sorted(made_series(tmp_path / "a").iterdir())
+    for file in files:
+        one.registrar.register(arrival(one.opened, file))
+    found: list[str] = []
+    closing = threading.Thread(target=lambda: found.extend(one.close()))
+    with one.opened.engine.begin() as connection:
+        record(connection, [arrival(one.opened, late)], one.opened.pseudonyms, "test", {})
+        closing.start()
+        waits = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        with one.opened.engine.connect() as other:
+            assert eventually(lambda: other.execute(waits).scalar())
+    closing.join()
+    assert found == []  # something came
+    (made,) = one.close()
+    assert len(one.rows(revision_instances, revision_id=made)) == 4
+    assert len(one.rows(revisions)) == 1
+
+
+def test_a_series_with_an_odd_error_keeps_no_other_open(
+    tmp_path: Path, intake: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = iter((BundleError("BUNDLE_UNKNOWN", "gone."), KeyError("odd")))
+
+    def odd(judged: Sequence[BundleRule], files: Path) -> list[Decision]:
+        for error in errors:
+            raise error
+        return []
+
+    one = intake(with_judge=odd)
+    for seed in range(3):
+        one.take(made_series(tmp_path / str(seed), seed=seed))
+    assert len(one.close()) == 1
+    told = [vars(record)["accunet_facts"] for record in caplog.records if record.msg == "series_not_closed"]
+    assert [(facts["code"], facts["exception"]) for facts in told] == [
+        ("BUNDLE_UNKNOWN", "BundleError"),
+        ("INTERNAL", "KeyError"),
+    ]
+    assert len(one.close()) == 2
+
+
+def test_the_closing_thread_outlives_an_odd_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+
+    def odd(*_: Any) -> None:
+        looked.append(1)
+        raise KeyError("odd")
+
+    monkeypatch.setattr("accunet_monai.pacs.inbox.CLOSE_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr("accunet_monai.pacs.inbox.close_complete", odd)
+    with OpenSite(plain_site(tmp_path)) as opened:
+        inbox = Inbox(opened)
+        inbox.start()
+        assert eventually(lambda: len(looked) > 2)
+        inbox.stop()
 
 
 def test_the_count_of_the_pacs_is_waited_for_but_not_for_ever(tmp_path: Path, intake: Any) -> None:

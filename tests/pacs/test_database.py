@@ -14,6 +14,7 @@ from accunet_monai.errors import PacsError
 from accunet_monai.pacs.database import insert_new, insert_or_update, make_engine, open_database, reading
 from accunet_monai.pacs.migrations import MIGRATIONS, Migration, migrate, schema_version
 from accunet_monai.pacs.tables import METADATA, leases
+from tests.pacs.servers import Postgres
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -137,6 +138,15 @@ def test_sqlite_commits_are_durable(tmp_path: Path) -> None:
         settings = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")]
         keys = connection.exec_driver_sql("PRAGMA foreign_keys").scalar()
     assert [*settings, keys] == ["wal", 2, 1]  # synchronous 2 is FULL
+
+
+def test_a_silent_server_is_given_up(postgres: Postgres) -> None:
+    engine = make_engine(postgres.url)
+    with engine.connect() as connection:
+        set_to = connection.connection.dbapi_connection.info.get_parameters()  # type: ignore[union-attr]
+    engine.dispose()
+    names = ("connect_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+    assert [set_to[name] for name in names] == ["10", "10", "5", "3", "20000"]
 
 
 @pytest.mark.parametrize("url", ["mysql://host/name", "sqlite:////nowhere/at/all.sqlite3", "nonsense"])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 from sqlalchemy import Engine, delete, insert, select, update
 
@@ -23,6 +27,7 @@ from accunet_monai.pacs.status import drain, resume, status
 from accunet_monai.pacs.tables import audit as audit_table
 from accunet_monai.pacs.tables import deliveries, leases, revisions
 from accunet_monai.pacs.tables import jobs as table
+from accunet_monai.pacs.web import make_app
 
 
 @pytest.fixture
@@ -145,19 +150,38 @@ def test_a_job_moves_to_the_bundle_that_took_its_bundles_place(engine: Engine, s
     lease, name = Lease(engine), add_job(engine, "one", priority=7)
     hold = Hold(engine, lease, name, 0)
     hold.claim()
-    assert hold.moved_to("two", "e")
+    assert hold.moved_to("two", "e", 3)
     assert (state_of(engine, name).state, state_of(engine, name).code) == ("superseded", "BUNDLE_REPLACED")
     (successor,) = jobs.due(engine, site)
     moved = state_of(engine, successor.job_id)
     assert (moved.revision_id, moved.bundle_digest, moved.priority) == (f"r{name}", "e", 7)
     back = Hold(engine, lease, moved.id, 0)
     back.claim()
-    assert back.moved_to("three", "f")
+    assert back.moved_to("three", "f", 3)
     (last,) = jobs.due(engine, site)
     end = Hold(engine, lease, last.job_id, 0)
     end.claim()
-    assert not end.moved_to("two", "e")  # two workers with different bundles do not hand it to and fro
-    assert state_of(engine, last.job_id).state == "running"
+    assert end.failed("PACS_UNREACHABLE", passes=False, attempts=3) == "dead"
+    other = Hold(engine, lease, add_job(engine, "four", number=2), 0)
+    other.claim()
+    assert not other.moved_to(last.job_id, "f", 3)  # that one came to its own end
+    assert state_of(engine, "four").state == "running"
+
+
+def test_a_job_follows_a_bundle_that_is_put_back_but_not_for_ever(engine: Engine) -> None:
+    lease, here, there = Lease(engine), add_job(engine, "a"), "b"
+    begun = []
+    while True:  # as two workers with different bundles would hand it to and fro
+        row = state_of(engine, here)
+        begun.append((here, row.attempts))
+        hold = Hold(engine, lease, here, row.attempts)
+        assert hold.claim() is not None
+        if not hold.moved_to(there, f"digest of {there}", 3):
+            break
+        assert (state_of(engine, here).code, state_of(engine, there).code) == ("BUNDLE_REPLACED", None)
+        here, there = there, here
+    assert begun == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]  # the queue knows none of them twice
+    assert state_of(engine, "b").state == "running"
 
 
 @pytest.mark.parametrize(
@@ -266,6 +290,7 @@ def test_the_queue_lies_beside_the_database() -> None:
 def test_logs_hold_facts_and_nothing_that_others_say() -> None:
     stream, root = io.StringIO(), logging.getLogger()
     handlers, level = root.handlers, root.level
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     try:
         logs.configure_logs(stream=stream)
         logs.event("job_done", job="abc", uid="1.2.840.10008.1.2", count=3)
@@ -275,6 +300,7 @@ def test_logs_hold_facts_and_nothing_that_others_say() -> None:
         except ValueError:
             logging.getLogger("dbos").exception("1.2.840.113619.2.55 failed")
     finally:
+        sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
         root.handlers, root.level = handlers, level
         logging.captureWarnings(False)
     first, second, third = map(json.loads, stream.getvalue().splitlines())
@@ -288,6 +314,70 @@ def test_logs_hold_facts_and_nothing_that_others_say() -> None:
     assert (second["library"], second["level"]) == ("pynetdicom.acse", "warning")
     assert (third["library"], third["exception"]) == ("dbos", "ValueError")
     assert not any(word in stream.getvalue() for word in ("Anna", "113619", "patient"))
+
+
+def test_what_nothing_caught_is_told_without_its_text() -> None:
+    stream, root = io.StringIO(), logging.getLogger()
+    handlers, level = root.handlers, root.level
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+    try:
+        logs.configure_logs(stream=stream)
+        thread = threading.Thread(target=logs.event, args=("Müller^Anna", "Müller^Anna"))
+        thread.start()
+        thread.join()
+        try:
+            pydicom.dcmread("/none/Müller^Anna")
+        except FileNotFoundError as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+        raised = PacsError("LEASE_LOST", "Müller^Anna")
+        sys.excepthook(PacsError, raised, None)
+    finally:
+        sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+        root.handlers, root.level = handlers, level
+        logging.captureWarnings(False)
+    found = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert {one["event"] for one in found} == {"uncaught"}
+    assert [(one["exception"], one["code"]) for one in found] == [
+        ("TypeError", None),
+        ("FileNotFoundError", None),
+        ("PacsError", "LEASE_LOST"),
+    ]
+    source = Path(logs.__file__).read_text(encoding="utf-8").splitlines()
+    name, _, line = found[0]["where"].partition(":")
+    assert (name, source[int(line) - 1].strip()[:17]) == ("logs", "logging.getLogger")
+    assert found[1]["where"] is None  # not in our source
+    assert "ller" not in stream.getvalue()
+
+
+def test_a_worker_whose_lease_ran_out_does_not_count_as_living(engine: Engine, site: Site) -> None:
+    lease = Lease(engine, site.jobs.lease_seconds)
+    health = next(route for route in make_app(site, engine, "token").routes if getattr(route, "path", "") == "/healthz")
+
+    def answered() -> tuple[int, bytes]:
+        answer = asyncio.run(health.endpoint(None))  # type: ignore[attr-defined]
+        return answer.status_code, bytes(answer.body)
+
+    assert answered() == (200, b'{"healthy":true,"workers":1}')
+    with engine.begin() as connection:
+        late = now() - site.jobs.lease_seconds - 1
+        connection.execute(update(leases).values(renewed_at=late))
+    assert answered() == (503, b'{"healthy":false,"workers":0}')  # killed, and nobody is there to release its lease
+    lease.renew()
+    assert answered()[0] == 200
+
+
+def test_a_job_that_was_not_begun_is_put_off_without_wait_or_loss(engine: Engine, site: Site) -> None:
+    lease, name = Lease(engine), add_job(engine, "one")
+    with engine.begin() as connection:
+        connection.execute(update(table).values(attempts=1, changed_at=now() - 101))
+    assert Hold(engine, lease, name, 1).put_off(3)
+    assert not Hold(engine, lease, name, 1).put_off(3)  # of two workers one does
+    (again,) = jobs.due(engine, site)  # its wait is over as it was
+    hold = Hold(engine, lease, name, again.attempt)
+    assert (again.attempt, jobs.wait_seconds(again.attempt, site)) == (4, 100)
+    assert hold.claim() is not None
+    assert not hold.put_off(3)  # begun
+    assert hold.failed("PACS_UNREACHABLE", passes=True, attempts=3) == "queued"  # the last is still to come
 
 
 def test_status_counts_and_draining_waits_for_what_runs(engine: Engine, site: Site) -> None:

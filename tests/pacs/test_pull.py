@@ -11,6 +11,9 @@ from typing import Any
 import pydicom
 import pytest
 import yaml
+from pydicom.dataset import Dataset
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 from sqlalchemy import select
 from typer.testing import CliRunner
 
@@ -23,7 +26,7 @@ from accunet_monai.pacs.query import count_remote, echo, find_remote
 from accunet_monai.pacs.settings import Pull, Site
 from accunet_monai.pacs.tables import instances, series
 from tests.pacs.receiving import ROOT, eventually, instance, plain_site, same_dataset, save
-from tests.pacs.servers import Orthanc
+from tests.pacs.servers import Orthanc, free_port
 
 STUDY = "70"
 
@@ -133,6 +136,28 @@ def test_queries(filled: Orthanc, tmp_path: Path) -> None:
     nobody = archive.dimse.model_copy(update={"port": 1})
     with pytest.raises(PacsError, match="PACS_UNREACHABLE"):
         echo(site, nobody)
+
+
+def test_an_unreadable_answer_is_an_error_with_a_code(tmp_path: Path) -> None:
+    def answer(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        nameless = Dataset()  # no StudyInstanceUID
+        nameless.QueryRetrieveLevel = "STUDY"
+        yield 0xFF00, nameless
+        yield 0x0000, None
+
+    ae = AE(ae_title="ODD")
+    ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+    port = free_port()
+    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_FIND, answer)])
+    assert server is not None
+    try:
+        dimse = {"ae_title": "ODD", "host": "127.0.0.1", "port": port}
+        site = plain_site(tmp_path, pacs=[{"name": "archive", "dimse": dimse}])
+        with pytest.raises(PacsError, match=r"QUERY_FAILED.*unreadable"):
+            find_remote(site, site.pacs_named("archive"), {}, by_web=False)
+        assert count_remote(site, site.pacs_named("archive"), "1.2", "1.2.3") is None
+    finally:
+        server.shutdown()
 
 
 def test_the_pace_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

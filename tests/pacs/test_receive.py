@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import resource
 import shutil
@@ -20,12 +21,14 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
 from sqlalchemy import Table, select
+from sqlalchemy.exc import OperationalError
 
 from accunet_monai.errors import PacsError
+from accunet_monai.pacs.acceptor import Peers
 from accunet_monai.pacs.database import open_database, reading
 from accunet_monai.pacs.inbox import OpenSite
 from accunet_monai.pacs.receive import Receiver
-from accunet_monai.pacs.settings import Site
+from accunet_monai.pacs.settings import Peer, Site
 from accunet_monai.pacs.storage import MARK
 from accunet_monai.pacs.tables import asides, association_series, instances, series
 from tests.conftest import Require
@@ -260,6 +263,80 @@ def test_a_full_quota_is_said_and_ends_when_there_is_room(tmp_path: Path) -> Non
         assert receiver.counts["STORAGE_FULL"] == 2
         assert receiver.storage.used == sum(file.stat().st_size for file in stored_files(site))
     assert len(rows(site)) == 2
+
+
+@pytest.mark.parametrize("fails", ["Storage.open_incoming", "Incoming.write"])
+def test_a_failing_disk_is_said_and_ends_no_association(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = plain_site(tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with receiving(site) as receiver, RawPeer(receiver.port) as peer:
+        with monkeypatch.context() as patched:
+            patched.setattr(f"accunet_monai.pacs.storage.{fails}", full)
+            assert peer.store(instance(1)) == 0xA700
+        assert (receiver.counts["NOT_DURABLE"], receiver.storage.used, unfinished(site)) == (1, 0, [])
+        assert peer.store(instance(1)) == 0
+        peer.release()
+
+
+def test_an_association_ends_without_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def away(association: str) -> None:
+        asked.append(association)
+        raise OperationalError("DELETE", None, Exception("the server closed the connection"))
+
+    with receiving(plain_site(tmp_path)) as receiver:
+        monkeypatch.setattr(receiver.registrar, "closed", away)
+        with RawPeer(receiver.port) as peer:
+            peer.echo()
+            peer.release()
+        assert eventually(lambda: receiver.counts["RELEASED"] == 1)
+        assert asked == []  # it brought nothing
+        with RawPeer(receiver.port) as peer:
+            assert peer.store(instance(1)) == 0
+            peer.release()
+        assert eventually(lambda: receiver.counts["RELEASED"] == 2)
+        assert (len(asked), receiver.open_associations) == (1, 0)
+
+
+def test_a_connection_that_cannot_be_served_ends_no_listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    refused: list[threading.Thread] = []
+
+    def once(thread: threading.Thread) -> None:
+        if thread.name.startswith("association") and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with receiving(plain_site(tmp_path)) as receiver:
+        monkeypatch.setattr(threading.Thread, "start", once)
+        with RawPeer(receiver.port, associate=False) as peer:
+            assert peer.read() == (0, b"")
+        assert receiver.open_associations == 0
+        with RawPeer(receiver.port) as peer:
+            assert peer.echo() == 0
+
+
+def test_a_name_that_is_not_found_for_now_keeps_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["10.0.0.5", None, "10.0.0.6"])
+
+    def lookup(host: str, port: None) -> list[Any]:
+        if (answer := next(answers)) is None:
+            raise OSError("Temporary failure in name resolution")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answer, 0))]
+
+    monkeypatch.setattr("accunet_monai.pacs.acceptor._RESOLVE_SECONDS", -1)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    peers = Peers([Peer.model_validate({"ae_title": "CT1", "addresses": ["ct1.hospital"]})])
+    assert peers.allows("CT1", "10.0.0.5")
+    assert peers.allows("CT1", "10.0.0.5")  # the look-up failed
+    assert not peers.allows("CT1", "10.0.0.5")  # it moved
 
 
 def test_echo_answers_beside_a_hundred_idle_connections(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import socket
 import socketserver
 import ssl
+import struct
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -19,7 +21,9 @@ import pytest
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs.delivering import open_channel
 from accunet_monai.pacs.query import echo, find_remote
-from accunet_monai.pacs.settings import Pacs, Site
+from accunet_monai.pacs.receive import server_tls
+from accunet_monai.pacs.settings import Pacs, Site, Tls
+from accunet_monai.pacs.wire import Pdu, Wire
 from tests.conftest import Require
 from tests.pacs import servers
 from tests.pacs.receiving import ANYBODY, dcmtk, instance, plain_site, receiving, save, stored_files
@@ -116,6 +120,7 @@ def secure_pacs(made: Certificates, name: str, folder: Path) -> Iterator[SecureP
         thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield SecurePacs(it, proxy.server_address[1])
+        gc.collect()  # clients in cycles, with their connections
         proxy.shutdown()
         thread.join()
 
@@ -139,6 +144,7 @@ class _Forward(socketserver.BaseRequestHandler):
             self.server.tls.wrap_socket(self.request, server_side=True) as outside,
             socket.create_connection(("127.0.0.1", self.server.port)) as inside,
         ):
+            outside.settimeout(10)  # of a client that nobody closed
             answers = threading.Thread(target=self._copy, args=(inside, outside))
             answers.start()
             self._copy(outside, inside)
@@ -180,6 +186,46 @@ def test_storescu_sends_with_a_certificate_of_the_hospital_and_nobody_else_does(
         assert receiver.counts["TLS_FAILED"] == 4
         assert receiver.counts["instance new"] == 1
     assert len(stored_files(site)) == 1
+
+
+@pytest.mark.parametrize("end", ["stop_reading", "close"])
+def test_what_is_read_while_the_receiver_stops_is_never_ciphertext(end: str, made: Certificates) -> None:
+    class Stopped(Wire):
+        """Another thread stops it between two pieces of a PDU."""
+
+        pieces = 0
+
+        def _wait_at_most(self, seconds: float) -> None:
+            super()._wait_at_most(seconds)
+            self.pieces += 1
+            if self.pieces == 3:
+                getattr(self, end)()
+
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(made.pem("hospital")))
+    context.load_cert_chain(made.pem("modality"), made.key("modality"))
+    ours, theirs = socket.socketpair()
+    content = bytes(range(256)) * 400
+
+    def send() -> None:
+        with context.wrap_socket(theirs, server_hostname="localhost") as peer, suppress(OSError):
+            peer.sendall(struct.pack(">BxL", Pdu.DATA, len(content)) + content)
+            sent.set()
+            peer.recv(1)
+
+    sent = threading.Event()
+    thread = threading.Thread(target=send)
+    thread.start()
+    secured = server_tls(Tls.model_validate(made.tls("us"))).wrap_socket(ours, server_side=True)
+    assert sent.wait(10)
+    wire = Stopped(secured, 5)
+    if end == "close":
+        with pytest.raises(PacsError, match="PEER_GONE"):
+            wire.read(1 << 20)
+    else:  # what was here already still arrives
+        assert wire.read(1 << 20) == (Pdu.DATA, content)
+    assert wire.pieces >= 3
+    wire.close()
+    thread.join()
 
 
 @pytest.mark.parametrize("kind", ["dimse", "dicomweb"])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydicom
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select, update
 
 from accunet_monai.bundle import Predictor, load_bundle, manifest_digest, write_manifest
+from accunet_monai.errors import PacsError
 from accunet_monai.pacs import audit, segmenting
+from accunet_monai.pacs import steps as steps_module
 from accunet_monai.pacs.database import reading
 from accunet_monai.pacs.decoding import Decoder
 from accunet_monai.pacs.jobs import ENDED, counts, find_job
@@ -22,15 +25,64 @@ from accunet_monai.pacs.leases import Lease
 from accunet_monai.pacs.queue import CONCURRENCY
 from accunet_monai.pacs.replay import replay
 from accunet_monai.pacs.settings import Site
+from accunet_monai.pacs.status import drain, resume
 from accunet_monai.pacs.steps import Steps
 from accunet_monai.pacs.tables import audit as audit_table
-from accunet_monai.pacs.tables import jobs
+from accunet_monai.pacs.tables import jobs, revisions
+from accunet_monai.pacs.worker import Worker
 from tests import made_bundle
 from tests.pacs.processes import wait_until, worker
 from tests.pacs.servers import Orthanc, Postgres
 from tests.pacs.small import made_series, made_site, opened, received, to, verified_bundle
 
 JOBS = 6
+
+
+class Archive:
+    """A PACS that may be away: a way to it, and the SOP Instance UIDs of what it was sent, in order."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.kept: list[pydicom.Dataset] = []
+        self.away: Callable[[], object] | None = None
+
+    def send(self, file: Path) -> None:
+        self._answer()
+        self.kept.append(pydicom.dcmread(file))
+        self.sent.append(str(self.kept[-1].SOPInstanceUID))
+
+    def has(self, file: Path) -> bool:
+        self._answer()
+        return pydicom.dcmread(file).SOPInstanceUID in self.sent
+
+    def _answer(self) -> None:
+        if self.away is not None:
+            self.away()
+            raise PacsError("PACS_UNREACHABLE", "it is away.")
+
+
+@pytest.fixture
+def alone(
+    tmp_path: Path, tiny_verified_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Steps, Archive]]:
+    """The steps of a worker, to be taken by hand, at a site that delivers to an archive."""
+    parts = to({"dimse": {"ae_title": "A", "host": "h", "port": 1}}, "dimse", tiny_verified_bundle, rejection_note=True)
+    site = made_site(tmp_path, bundle=tiny_verified_bundle, **parts)
+    engine, archive, decoder = opened(site), Archive(), Decoder(2**32)
+    monkeypatch.setattr(steps_module, "open_channel", lambda *_: archive)
+    yield Steps(site, engine, Lease(engine), segmenting.Models(site), decoder), archive
+    decoder.close()
+    engine.dispose()
+
+
+def run(steps: Steps, job: str, attempt: int = 0) -> str:
+    """An attempt at a job, as the queue makes it; the state it led to."""
+    code = steps.segment(job, attempt)
+    if code is None:
+        for step in (steps.send, steps.confirm, steps.reject):
+            code = code or step(job, attempt, "archive")
+        steps.finish(job, attempt, code)
+    return str(find_job(steps.engine, job).state)
 
 
 @pytest.fixture
@@ -232,6 +284,108 @@ def test_a_newer_revision_names_and_rejects_the_one_it_replaces(
         assert [line for line in done.stderr.splitlines() if line.startswith("Error")] == []
     assert replay(site, engine, second).identical
     engine.dispose()
+
+
+@pytest.mark.parametrize("stale_first", [True, False])
+def test_a_revision_that_did_not_arrive_stays_away_and_the_one_before_it_is_rejected(
+    alone: tuple[Steps, Archive], tmp_path: Path, stale_first: bool
+) -> None:
+    steps, archive = alone
+    series, ids = made_series(tmp_path / "series", 730), []
+
+    def next_revision(leave: int) -> str:
+        with steps.engine.begin() as connection:  # `received` numbers the second and no third
+            connection.execute(update(revisions).values(number=revisions.c.number - 1))
+            latest = connection.execute(select(revisions.c.id).order_by(revisions.c.number.desc())).scalars().first()
+        ids.append(received(steps.engine, steps.site, series, leave=leave, replaces=latest))
+        return ids[-1]
+
+    assert run(steps, next_revision(2)) == "done"
+    archive.away = lambda: None
+    assert run(steps, next_revision(1)) == "queued"  # tried in vain, and waits for its next attempt
+    archive.away = None
+    next_revision(0)
+    if stale_first:
+        assert run(steps, ids[1], 1) == "superseded"
+        assert len(archive.sent) == 1  # nothing is rejected before its successor is there
+    assert run(steps, ids[2]) == "done"
+    if not stale_first:
+        assert run(steps, ids[1], 1) == "superseded"
+    first, _, last = (find_job(steps.engine, job).seg_sop_uid for job in ids)
+    assert archive.sent[:2] == [first, last]
+    _, newest, note = archive.kept
+    assert [item.ReferencedSOPInstanceUID for item in newest.ReferencedInstanceSequence] == [first]
+    evidence = note.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
+    assert [item.ReferencedSOPInstanceUID for item in evidence] == [first]
+
+
+@pytest.mark.parametrize("code", ["LEASE_LOST", "JOB_TAKEN"])
+def test_what_a_worker_said_that_is_no_more_ends_the_attempt_and_not_the_job(
+    alone: tuple[Steps, Archive], tmp_path: Path, code: str
+) -> None:
+    steps, archive = alone
+    job = received(steps.engine, steps.site, made_series(tmp_path / "series", 740))
+    other = Steps(steps.site, steps.engine, Lease(steps.engine), steps.models, steps.decoder)
+
+    def taken() -> None:
+        if code == "LEASE_LOST":
+            steps.lease.release()
+        else:
+            with steps.engine.begin() as connection:
+                connection.execute(update(jobs).values(executor=other.lease.executor_id))
+
+    archive.away = taken
+    assert steps.segment(job, 0) is None
+    assert steps.send(job, 0, "archive") == code  # DBOS keeps it, and the next worker is told
+    assert other.finish(job, 0, code) == code
+    found = find_job(steps.engine, job)
+    assert (found.state, found.code, found.attempts) == ("queued", code, 1)
+    archive.away = None
+    assert run(other, job, 1) == "done"
+
+
+def test_a_lease_goes_on_after_the_database_ended_its_session(
+    shared: tuple[Site, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, engine = shared
+    one = Worker.__new__(Worker)
+    one.site, one.lease, one._ended = site, Lease(engine), threading.Event()
+    original, seen = Lease.hold, []
+
+    def hold(self: Lease, connection: Connection) -> None:
+        seen.append(1)
+        if len(seen) == 1:  # frozen inside the transaction
+            connection.exec_driver_sql("SET idle_in_transaction_session_timeout = 50")
+            time.sleep(0.5)
+        else:
+            one._ended.set()
+        original(self, connection)
+
+    monkeypatch.setattr(Lease, "hold", hold)
+    one._renew()
+    assert len(seen) == 2
+
+
+def test_draining_leaves_what_waits_and_resuming_runs_it(tmp_path: Path, tiny_verified_bundle: Path) -> None:
+    site = made_site(tmp_path, bundle=tiny_verified_bundle)
+    engine = opened(site)
+    count = CONCURRENCY + 2
+    for seed in range(count):
+        received(engine, site, made_series(tmp_path / str(seed), 750 + seed))
+    one = worker(site, tmp_path / "log", slow=0.5)
+    try:
+        wait_until(lambda: counts(engine).get("running", 0) == CONCURRENCY)  # the others wait in DBOS
+        drain(site, engine, 30)
+        drained = counts(engine)
+        time.sleep(1)
+        assert counts(engine) == drained == {"done": CONCURRENCY, "queued": count - CONCURRENCY}
+        resume(site)
+        wait_until(lambda: all_ended(engine, count), 20)
+        assert counts(engine) == {"done": count}
+    finally:
+        one.send(signal.SIGTERM)
+        assert one.wait() == 0
+        engine.dispose()
 
 
 def test_jobs_at_once_share_one_network_and_run_it_one_after_the_other(
