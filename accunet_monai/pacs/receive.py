@@ -45,6 +45,7 @@ class Receiver:
         self._open: dict[str, Association] = {}
         self._lock = threading.Lock()
         self._listener = _listen(site.bind, site.port)
+        self._listener.settimeout(0.2)
         self.port: int = self._listener.getsockname()[1]
         storage.clear_incoming(self.name)
         self.registrar = Registrar(engine, Pseudonyms(site.key_file), self.name)
@@ -97,7 +98,6 @@ class Receiver:
             self.counts[what] += 1
 
     def _accept(self) -> None:
-        self._listener.settimeout(0.2)
         while not self.stopping.is_set():
             try:
                 connection, address = self._listener.accept()

@@ -136,7 +136,7 @@ class Hospital:
     group: list[Arrival] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     quiet_at: list[float] = field(default_factory=list)
-    known: set[Any] = field(default_factory=set)
+    known: dict[tuple[str, str], int] = field(default_factory=dict)
     turns: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
@@ -185,7 +185,7 @@ class Hospital:
                     held = association_series.c.association_id.in_(self.ended)
                     connection.execute(delete(association_series).where(held))
                     connection.execute(delete(associations).where(associations.c.id.in_(self.ended)))
-            self.known = {one for one in self.known if one[0] not in self.ended}
+            self.known = {one: second for one, second in self.known.items() if one[0] not in self.ended}
             self.quiet_at.append(self.time.now + self.site.completeness.quiet_seconds)
             self.group, self.ended = [], []
         if self.quiet_at and self.quiet_at[0] <= self.time.now:
