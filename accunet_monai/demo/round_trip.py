@@ -118,7 +118,7 @@ def _settings(folder: Path, archive_port: int) -> Site:
 @contextmanager
 def _running_site(folder: Path, archive_port: int) -> Iterator[Site]:
     site = _settings(folder, archive_port)
-    command = [sys.executable, "-m", "accunet_monai.cli", "pacs", "serve", str(folder / "site.yaml")]
+    command = [sys.executable, "-P", "-m", "accunet_monai.cli", "pacs", "serve", str(folder / "site.yaml")]
     with (folder / "site.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603
     try:

@@ -29,7 +29,7 @@ class LimitedChild:
     """
 
     def __init__(self, module: str, memory_bytes: int, seconds: float) -> None:
-        self._command = [sys.executable, "-m", module, str(memory_bytes)]
+        self._command = [sys.executable, "-P", "-m", module, str(memory_bytes)]  # nothing from the working folder
         self._seconds = seconds
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()

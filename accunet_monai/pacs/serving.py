@@ -45,7 +45,7 @@ class Serving:
         parts = {"receive": ["receive"], **{f"worker-{number}": ["worker"] for number in range(1, workers + 1)}}
         if site.web is not None:
             parts["web"] = ["web"]
-        base = [sys.executable, "-m", "accunet_monai.cli", "pacs"]
+        base = [sys.executable, "-P", "-m", "accunet_monai.cli", "pacs"]
         self.children = [Child(name, [*base, *words, str(file.resolve())]) for name, words in parts.items()]
         self._stop = threading.Event()
 
