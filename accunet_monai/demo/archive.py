@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ ORTHANC = "Orthanc"
 _START_SECONDS = 30
 
 
-class Archive:
+class Archive(ABC):
     """A PACS that stores what it is sent, tells what it has, and hands it out as files.
 
     Args:
@@ -40,9 +41,9 @@ class Archive:
     def __init__(self, name: str, port: int) -> None:
         self.name, self.port = name, port
 
+    @abstractmethod
     def objects(self, modality: str) -> list[Path]:
         """Files of all objects of a modality."""
-        raise NotImplementedError
 
 
 @contextmanager

@@ -20,15 +20,15 @@ ATTEMPTS = 2
 
 
 class LimitedChild:
-    """Asks a module that runs :func:`answer_questions` in a child process.
+    """Asks the module of the class, which runs :func:`answer_questions`, in a child process.
 
     Args:
-        module: to run, by its full name.
         memory_bytes: of address space that the child may take.
         seconds: for one answer.
     """
 
-    def __init__(self, module: str, memory_bytes: int, seconds: float) -> None:
+    def __init__(self, memory_bytes: int, seconds: float = 600) -> None:
+        module = type(self).__module__
         self._command = [sys.executable, "-P", "-m", module, str(memory_bytes)]  # nothing from the working folder
         self._seconds = seconds
         self._child: subprocess.Popen[bytes] | None = None

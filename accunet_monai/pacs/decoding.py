@@ -14,16 +14,8 @@ from accunet_monai.pacs.rules import NO_GRID
 from accunet_monai.volumes import PlaneStack, Volume, read_planes, read_series
 
 
-class Decoder:
-    """Tries to decode series in a child process.
-
-    Args:
-        memory_bytes: of address space that the child may take.
-        seconds: for one series.
-    """
-
-    def __init__(self, memory_bytes: int, seconds: float = 600) -> None:
-        self._child = LimitedChild("accunet_monai.pacs.decoding", memory_bytes, seconds)
+class Decoder(LimitedChild):
+    """Tries to decode series in a child process."""
 
     def check(self, series: Path, planes: bool) -> None:
         """Decode the series in a folder and keep nothing of it.
@@ -31,15 +23,11 @@ class Decoder:
         Raises:
             PacsError: ``DECODER_DIED`` where reading ends the child, or the code with which reading refuses it.
         """
-        answer = self._child.ask(series=str(series), planes=planes)
+        answer = self.ask(series=str(series), planes=planes)
         if answer is None:
             raise PacsError("DECODER_DIED", "decoding the series exhausts memory or time, or ends the decoder.")
         if answer[0] is not None:
             raise PacsError(answer[0], "the series is refused.")
-
-    def close(self) -> None:
-        """End the child."""
-        self._child.close()
 
 
 def read_image(series: Path, planes: bool = True) -> Volume | PlaneStack:

@@ -13,28 +13,16 @@ from accunet_monai.pacs.rules import Decision, decide_all
 from accunet_monai.pacs.settings import BundleRule
 
 
-class Judge:
-    """Judges series in a child process.
-
-    Args:
-        memory_bytes: of address space that the child may take.
-        seconds: for one series.
-    """
-
-    def __init__(self, memory_bytes: int, seconds: float = 600) -> None:
-        self._child = LimitedChild("accunet_monai.pacs.judging", memory_bytes, seconds)
+class Judge(LimitedChild):
+    """Judges series in a child process."""
 
     def __call__(self, rules: Sequence[BundleRule], folder: Path) -> list[Decision]:
         """As :func:`~accunet_monai.pacs.rules.decide_all`; refused as ``JUDGE_DIED`` where reading ends the child."""
         given = [rule.model_dump(mode="json", by_alias=True, exclude_unset=True) for rule in rules]
-        answer = self._child.ask(rules=given, folder=str(folder))
+        answer = self.ask(rules=given, folder=str(folder))
         if answer is None:
             return [Decision(rule.name, "refused", "JUDGE_DIED", {}) for rule in rules]
         return [Decision(**decision) for decision in answer[0]]
-
-    def close(self) -> None:
-        """End the child."""
-        self._child.close()
 
 
 def _decisions(rules: list[Any], folder: str) -> list[dict[str, Any]]:

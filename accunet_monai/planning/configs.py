@@ -77,31 +77,6 @@ def _has_images(found: Examination) -> bool:
 def literal_sections(found: Examination, plan: Plan) -> dict[str, Any]:
     """The sections that decide what the bundle computes, as plain data."""
     axis, context, listing = plan["slicing_axis"], plan["context_slices"], found.listing
-    several = {"channels": listing.image_channels} if listing.image_channels > 1 else {}
-    transforms: list[dict[str, Any]] = [
-        {"_target_": "accunet_monai.transforms.LoadVolumed", "keys": "image", **several},
-        {"_target_": "accunet_monai.transforms.LoadLabelMapd", "keys": "label", "allow_missing_keys": True},
-        {
-            "_target_": "monai.transforms.Orientationd",
-            "keys": ["image", "label"],
-            "axcodes": "RAS",
-            "labels": None,
-            "allow_missing_keys": True,
-        },
-    ]
-    if plan["in_plane_spacing"] is not None:
-        spacing = [-1.0] * 3
-        for place, size in zip(in_plane(axis), plan["in_plane_spacing"], strict=True):
-            spacing[place] = float(size)
-        transforms.append(
-            {
-                "_target_": "accunet_monai.transforms.ResampleVolumed",
-                "keys": ["image", "label"],
-                "spacing": spacing,
-                "interpolation": ["linear", "label_linear"],
-                "allow_missing_keys": True,
-            }
-        )
     return {
         "network_def": {
             "_target_": "accunet_monai.networks.ACCUNet",
@@ -110,10 +85,7 @@ def literal_sections(found: Examination, plan: Plan) -> dict[str, Any]:
             "out_channels": network_classes(listing),
             "base_filters": plan["width"],
         },
-        "preprocessing": {
-            "_target_": "monai.transforms.Compose",
-            "transforms": transforms + _intensities(plan, listing),
-        },
+        "preprocessing": {"_target_": "monai.transforms.Compose", "transforms": _preprocessing(plan, listing)},
         "inferer": {
             "_target_": "accunet_monai.inferers.SliceInferer",
             "spatial_dim": axis,
@@ -136,6 +108,36 @@ def literal_sections(found: Examination, plan: Plan) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _preprocessing(plan: Plan, listing: Listing) -> list[dict[str, Any]]:
+    """Reading, orientation, spacing within the slices, intensities."""
+    several = {"channels": listing.image_channels} if listing.image_channels > 1 else {}
+    transforms: list[dict[str, Any]] = [
+        {"_target_": "accunet_monai.transforms.LoadVolumed", "keys": "image", **several},
+        {"_target_": "accunet_monai.transforms.LoadLabelMapd", "keys": "label", "allow_missing_keys": True},
+        {
+            "_target_": "monai.transforms.Orientationd",
+            "keys": ["image", "label"],
+            "axcodes": "RAS",
+            "labels": None,
+            "allow_missing_keys": True,
+        },
+    ]
+    if plan["in_plane_spacing"] is not None:
+        spacing = [-1.0] * 3
+        for place, size in zip(in_plane(plan["slicing_axis"]), plan["in_plane_spacing"], strict=True):
+            spacing[place] = float(size)
+        transforms.append(
+            {
+                "_target_": "accunet_monai.transforms.ResampleVolumed",
+                "keys": ["image", "label"],
+                "spacing": spacing,
+                "interpolation": ["linear", "label_linear"],
+                "allow_missing_keys": True,
+            }
+        )
+    return transforms + _intensities(plan, listing)
 
 
 def value_range(plan: Plan) -> list[float]:

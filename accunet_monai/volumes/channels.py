@@ -108,6 +108,8 @@ def _check_count(path: Path, channels: int) -> None:
         raise VolumeError("VOLUME_CHANNELS", message, path=path, hint=hint) from error
     try:
         read_grid(path, time_point=channels)
-    except VolumeError:
+    except VolumeError as error:
+        if error.code != "VOLUME_TIME_POINT":
+            raise
         return
     raise VolumeError("VOLUME_CHANNELS", f"more than {channels} volumes.", path=path, hint=hint)

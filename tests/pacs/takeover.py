@@ -57,13 +57,18 @@ class Play:
             self.recovery.killed(name, self.it.processes[name].pid)
 
 
-def killed(play: Play) -> str:
-    """One of two workers is killed in the middle of jobs and never started again."""
+def in_the_middle(play: Play) -> int:
+    """Two workers are at it, a quarter is done; how many jobs the first of them holds."""
     for name in ("worker 1", "worker 2"):
         play.it.start(name, slow=SLOW)
     play.it.start("sender")
     wait_until(lambda: play.ended >= len(play.it.sources) // 4 and play.holds("worker 1") > 1, END_SECONDS)
-    held = play.holds("worker 1")
+    return play.holds("worker 1")
+
+
+def killed(play: Play) -> str:
+    """One of two workers is killed in the middle of jobs and never started again."""
+    held = in_the_middle(play)
     play.kill("worker 1")
     wait_until(play.recovery.settled, END_SECONDS)
     return f"killed with {held} jobs in hand after {play.ended} of {len(play.it.sources)}"
@@ -71,11 +76,7 @@ def killed(play: Play) -> str:
 
 def frozen(play: Play) -> str:
     """One of two is frozen in the middle of jobs, for longer than its lease, and wakes up when others did them."""
-    for name in ("worker 1", "worker 2"):
-        play.it.start(name, slow=SLOW)
-    play.it.start("sender")
-    wait_until(lambda: play.ended >= len(play.it.sources) // 4 and play.holds("worker 1") > 1, END_SECONDS)
-    held = play.holds("worker 1")
+    held = in_the_middle(play)
     asleep = play.it.processes["worker 1"]
     asleep.send(signal.SIGSTOP)
     play.recovery.killed("worker 1", asleep.pid)

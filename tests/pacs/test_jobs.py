@@ -287,23 +287,29 @@ def test_the_queue_lies_beside_the_database() -> None:
     assert queue_url("postgresql+psycopg://u@h:1/n") == "postgresql+psycopg://u@h:1/n"
 
 
-def test_logs_hold_facts_and_nothing_that_others_say() -> None:
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What logs write, as in a process of the site."""
     stream, root = io.StringIO(), logging.getLogger()
     handlers, level = root.handlers, root.level
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     try:
         logs.configure_logs(stream=stream)
-        logs.event("job_done", job="abc", uid="1.2.840.10008.1.2", count=3)
-        logging.getLogger("pynetdicom.acse").warning("patient %s", "Müller^Anna")
-        try:
-            raise ValueError("Müller^Anna")
-        except ValueError:
-            logging.getLogger("dbos").exception("1.2.840.113619.2.55 failed")
+        yield stream
     finally:
         sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
         root.handlers, root.level = handlers, level
         logging.captureWarnings(False)
-    first, second, third = map(json.loads, stream.getvalue().splitlines())
+
+
+def test_logs_hold_facts_and_nothing_that_others_say(log: io.StringIO) -> None:
+    logs.event("job_done", job="abc", uid="1.2.840.10008.1.2", count=3)
+    logging.getLogger("pynetdicom.acse").warning("patient %s", "Müller^Anna")
+    try:
+        raise ValueError("Müller^Anna")
+    except ValueError:
+        logging.getLogger("dbos").exception("1.2.840.113619.2.55 failed")
+    first, second, third = map(json.loads, log.getvalue().splitlines())
     assert {key: first[key] for key in ("level", "event", "job", "uid", "count")} == {
         "level": "info",
         "event": "job_done",
@@ -313,29 +319,20 @@ def test_logs_hold_facts_and_nothing_that_others_say() -> None:
     }
     assert (second["library"], second["level"]) == ("pynetdicom.acse", "warning")
     assert (third["library"], third["exception"]) == ("dbos", "ValueError")
-    assert not any(word in stream.getvalue() for word in ("Anna", "113619", "patient"))
+    assert not any(word in log.getvalue() for word in ("Anna", "113619", "patient"))
 
 
-def test_what_nothing_caught_is_told_without_its_text() -> None:
-    stream, root = io.StringIO(), logging.getLogger()
-    handlers, level = root.handlers, root.level
-    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+def test_what_nothing_caught_is_told_without_its_text(log: io.StringIO) -> None:
+    thread = threading.Thread(target=logs.event, args=("Müller^Anna", "Müller^Anna"))
+    thread.start()
+    thread.join()
     try:
-        logs.configure_logs(stream=stream)
-        thread = threading.Thread(target=logs.event, args=("Müller^Anna", "Müller^Anna"))
-        thread.start()
-        thread.join()
-        try:
-            pydicom.dcmread("/none/Müller^Anna")
-        except FileNotFoundError as error:
-            sys.excepthook(type(error), error, error.__traceback__)
-        raised = PacsError("LEASE_LOST", "Müller^Anna")
-        sys.excepthook(PacsError, raised, None)
-    finally:
-        sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
-        root.handlers, root.level = handlers, level
-        logging.captureWarnings(False)
-    found = [json.loads(line) for line in stream.getvalue().splitlines()]
+        pydicom.dcmread("/none/Müller^Anna")
+    except FileNotFoundError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    raised = PacsError("LEASE_LOST", "Müller^Anna")
+    sys.excepthook(PacsError, raised, None)
+    found = [json.loads(line) for line in log.getvalue().splitlines()]
     assert {one["event"] for one in found} == {"uncaught"}
     assert [(one["exception"], one["code"]) for one in found] == [
         ("TypeError", None),
@@ -346,7 +343,7 @@ def test_what_nothing_caught_is_told_without_its_text() -> None:
     name, _, line = found[0]["where"].partition(":")
     assert (name, source[int(line) - 1].strip()[:17]) == ("logs", "logging.getLogger")
     assert found[1]["where"] is None  # not in our source
-    assert "ller" not in stream.getvalue()
+    assert "ller" not in log.getvalue()
 
 
 def test_a_worker_whose_lease_ran_out_does_not_count_as_living(engine: Engine, site: Site) -> None:
