@@ -92,16 +92,14 @@ def main() -> None:
 def estimated(plan: Plan, workers: int) -> list[float]:
     """Waits in a line before so many networks that do one series after the other; sorted."""
     free = [0.0] * workers
+    chosen = [study for study in make_studies(plan) if study.chosen]
     waits = []
-    for number, study in enumerate(study for study in make_studies(plan) if study.chosen):
-        for last in study.slices[1:]:
-            ready = last + 31.0
-            begin = max(ready, heapq.heappop(free))
-            end = begin + plan.seconds.of(f"{number}") / AVAILABLE
-            heapq.heappush(free, end)
-            delivered = end + 3.0
-            back = next((back for away, back in plan.outages if away <= delivered < back), delivered)
-            waits.append(back - last)
+    for last, number in sorted((last, number) for number, study in enumerate(chosen) for last in study.slices[1:]):
+        end = max(last + 31.0, heapq.heappop(free)) + plan.seconds.of(f"{number}") / AVAILABLE
+        heapq.heappush(free, end)
+        delivered = end + 3.0
+        back = next((back for away, back in plan.outages if away <= delivered < back), delivered)
+        waits.append(back - last)
     return sorted(waits)
 
 

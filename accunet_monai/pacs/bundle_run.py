@@ -11,7 +11,7 @@ from accunet_monai.bundle import find_bundle
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs.completeness import close_complete
 from accunet_monai.pacs.inbox import OpenSite
-from accunet_monai.pacs.jobs import DRAINING, OPEN, counts
+from accunet_monai.pacs.jobs import OPEN, counts, draining
 from accunet_monai.pacs.judging import Judge
 from accunet_monai.pacs.logs import configure_logs
 from accunet_monai.pacs.serving import Serving
@@ -55,7 +55,7 @@ def run_once(site: Site) -> None:
     Raises:
         PacsError: ``SITE_DRAINING``, for then no job begins.
     """
-    if (site.storage / DRAINING).exists():
+    if draining(site):
         raise PacsError("SITE_DRAINING", "no job begins.", hint="accunet pacs drain --resume")
     with OpenSite(site) as opened:
         judge = Judge(site.limits.decode_memory_bytes)

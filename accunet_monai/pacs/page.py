@@ -190,7 +190,7 @@ def _jobs(jobs: list[dict[str, Any]]) -> str:
          f"{duration(one['seconds_ago'])} ago")
         for one in jobs
     ]  # fmt: skip
-    return _table(("job", "bundle", "state", "code", "step", "attempts failed", "changed"), rows)
+    return _table(("job", "bundle", "state", "code", "step", "attempts", "changed"), rows)
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
