@@ -84,7 +84,7 @@ def batch(
         list[str] | None, typer.Option("--query", metavar="KEY=VALUE", help="What must match; may be repeated.")
     ] = None,
     by: Annotated[str, typer.Option(help="get, move or dicomweb.")] = "get",
-    days: Annotated[int, typer.Option(help="Back from today, where the query names no StudyDate.")] = 1,
+    days: Annotated[int, typer.Option(help="Back from today by StudyDate, if no date is asked for.")] = 1,
     priority: Annotated[int, typer.Option(help="Of the jobs; higher goes first.")] = 0,
     per_minute: Annotated[float | None, typer.Option("--per-minute", help="Instances at most.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be fetched, and fetch nothing.")] = False,
@@ -189,7 +189,8 @@ def _why(path: Path, uid: str, as_json: bool) -> None:
         typer.echo(json.dumps(found, indent=1))
         return
     for one in found:
-        _print(f"series {one['series_uid']}: {one['instances']} instances, {one['state']}")
+        code = f" {one['code']}" if one["code"] else ""
+        _print(f"series {one['series_uid']}: {one['instances']} instances, {one['state']}{code}")
         for name in ("expected", "open_associations", "set_aside"):
             if one[name]:
                 _print(f"  {name.replace('_', ' ')}: {one[name]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -234,10 +235,12 @@ def _shadow(file: Path, bundle: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found))
         return
-    for row in found:
+    for row in (row for row in found if "code" not in row):
         dice = ", ".join(f"{label} {'-' if value is None else f'{value:.3f}'}" for label, value in row["dice"].items())
         differing = f"{row['differing']} of {row['voxels']} voxels differ"
         typer.echo(f"{row['shadow_job'][:16]}  against {row['live_bundle']}: {differing}; Dice {dice}")
+    for code, count in sorted(Counter(row["code"] for row in found if "code" in row).items()):
+        typer.echo(f"not compared: {count} ({code})")
 
 
 def _drain(file: Path, seconds: float, resume: bool) -> None:

@@ -74,14 +74,14 @@ def _pacs(site: Site, pacs: Pacs) -> Iterator[Finding]:
     dimse = pacs.dimse
     if dimse is not None:
         yield _tried(f"PACS {pacs.name}, C-ECHO", lambda: f"{1000 * echo(site, dimse):.0f} ms")
-        yield _tried(f"PACS {pacs.name}, C-FIND", lambda: _today(site, pacs, by_web=False))
+        yield _tried(f"PACS {pacs.name}, C-FIND", lambda: _recent(site, pacs, by_web=False))
     if pacs.dicomweb is not None:
-        yield _tried(f"PACS {pacs.name}, QIDO", lambda: _today(site, pacs, by_web=True))
+        yield _tried(f"PACS {pacs.name}, QIDO", lambda: _recent(site, pacs, by_web=True))
 
 
-def _today(site: Site, pacs: Pacs, *, by_web: bool) -> str:
+def _recent(site: Site, pacs: Pacs, *, by_web: bool) -> str:
     found = find_remote(site, pacs, {"StudyDate": date_range(1), "Modality": "MR"}, by_web=by_web)
-    return f"{len(found)} MR series of today"
+    return f"{len(found)} MR series since yesterday"
 
 
 def _dry_run(site: Site, pull: Pull) -> str:

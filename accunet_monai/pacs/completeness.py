@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, exists, func, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from accunet_monai.errors import AccunetError, PacsError
 from accunet_monai.pacs import audit
@@ -80,7 +80,7 @@ def close_complete(site: Site, engine: Engine, storage: Storage, judge: Judge, c
                 continue
             if (revision := close_series(site, engine, storage, judge, uid)) is not None:
                 made.append(revision)
-        except SQLAlchemyError:
+        except (OperationalError, InterfaceError):  # the database is away
             raise
         except Exception as error:  # e.g. a damaged file: the series stays open, the others go on
             name, code = (
@@ -99,6 +99,7 @@ def quiet_series(site: Site, engine: Engine) -> list[str]:
         .join(associations, associations.c.id == association_series.c.association_id)
         .where(association_series.c.series_uid == series.c.series_uid)
         .where(associations.c.touched_at > at - settings.association_wait_seconds)
+        .where(series.c.last_received_at > at - settings.association_wait_seconds)
     )
     query = (
         select(series.c.series_uid)
@@ -132,7 +133,12 @@ def close_series(site: Site, engine: Engine, storage: Storage, judge: Judge, ser
         revision = _revision(series_uid, seen, latest)
         closed = update(series).where(series.c.series_uid == series_uid).values(complete_at=now())
         connection.execute(closed)
-        if latest is not None and latest.id == revision.id:
+        if connection.execute(select(revisions.c.id).where(revisions.c.id == revision.id)).first():
+            _link(connection, revision)  # retention may have removed what is here again
+            return None
+        if latest is not None and _is_part_of_removed(connection, latest, len(seen)):
+            name = Pseudonyms(site.key_file)("series", series_uid)
+            event("series_not_closed", logging.WARNING, code="REVISION_PARTIAL", series=name, instances=len(seen))
             return None
         _insert_revision(connection, revision)
         made = [_with_study(connection, site, found.study_uid, revision, decision) for decision in made]
@@ -214,8 +220,25 @@ def _insert_revision(connection: Connection, revision: Revision) -> None:
     digest = hashlib.sha256("\n".join(sha256 for _, sha256 in revision.members).encode()).hexdigest()
     row = {name: getattr(revision, name) for name in ("id", "series_uid", "number", "replaces")}
     connection.execute(insert(revisions).values(**row, made_at=now(), instances_digest=digest))
+    _link(connection, revision)
+
+
+def _link(connection: Connection, revision: Revision) -> None:
     rows = [{"revision_id": revision.id, "sop_instance_uid": uid} for uid, _ in revision.members]
-    connection.execute(insert(revision_instances), rows)
+    insert_new(connection, revision_instances, rows)
+
+
+def images_are_removed(connection: Connection, revision: str) -> bool:
+    """Whether retention has removed the images of a revision."""
+    query = select(revision_instances.c.sop_instance_uid).where(revision_instances.c.revision_id == revision)
+    return connection.execute(query.limit(1)).first() is None
+
+
+def _is_part_of_removed(connection: Connection, latest: Row[Any], here: int) -> bool:
+    """Whether these are fewer images than the latest revision had, whose images retention has removed."""
+    details = connection.execute(select(decisions.c.detail).where(decisions.c.revision_id == latest.id)).scalars()
+    had = max((int(json.loads(detail).get("instances", 0)) for detail in details), default=0)
+    return here < had and images_are_removed(connection, latest.id)
 
 
 def _insert_decisions(connection: Connection, revision: str, made: Sequence[Decision]) -> None:

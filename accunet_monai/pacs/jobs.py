@@ -11,18 +11,19 @@ in the same attempt: a worker that was frozen and replaced changes nothing, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, case, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, case, delete, exists, func, select, update
 
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs import audit
 from accunet_monai.pacs.database import insert_new, now, reading
 from accunet_monai.pacs.leases import RELEASED, Lease, live
+from accunet_monai.pacs.precedence import earlier_runs, revisions_of_series, superseded
 from accunet_monai.pacs.settings import Site
 from accunet_monai.pacs.tables import deliveries, jobs, revisions
 
@@ -31,8 +32,6 @@ ENDED = ("done", "dead", "cancelled", "superseded")
 MAX_WAIT_SECONDS = 3600.0
 DRAINING = "draining"
 """A file of this name in the storage: workers begin no further job."""
-
-_OWN, _OTHER, _BEFORE = revisions.alias(), revisions.alias(), jobs.alias()  # making them takes longer than a query
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,11 @@ class Hold:
                 return None
             if row.executor not in (None, self.lease.executor_id) and row.executor in live(connection):
                 return None
-            if _superseded(connection, row, deliveries.c.attempts > 0):
+            if superseded(connection, row, deliveries.c.attempts > 0):
                 _set(connection, row.id, state="superseded", executor=None)
                 audit.append(connection, "job_superseded", job=row.id)
                 return None
-            if connection.execute(select(_earlier_runs(row))).scalar():
+            if connection.execute(select(earlier_runs(row))).scalar():
                 return None
             state = "running" if row.seg_sha256 is None else "delivering"
             _set(connection, row.id, state=state, executor=self.lease.executor_id)
@@ -151,6 +150,16 @@ class Hold:
             insert_new(connection, deliveries, rows)
             audit.append(connection, "seg_stored", job=self.job_id, sha256=sha256, executor=self.lease.executor_id)
 
+    def forget_result(self) -> bool:
+        """What was stored is lost: make it again, unless something of it was sent; whether it was not."""
+        with self.changing() as connection:
+            if _sent(connection, self.job_id):
+                return False
+            connection.execute(delete(deliveries).where(deliveries.c.job_id == self.job_id))
+            _set(connection, self.job_id, state="running", seg_file=None, seg_sha256=None, seg_sop_uid=None)
+            audit.append(connection, "seg_lost", job=self.job_id)
+        return True
+
     def sending(self, destination: str, absent: bool = False) -> bool:
         """About to send: whether to, which is not so where nothing arrived yet and a newer revision is there.
 
@@ -161,7 +170,7 @@ class Hold:
         with self.changing() as connection:
             row = connection.execute(select(jobs).where(jobs.c.id == self.job_id)).one()
             arrived = deliveries.c.state == "confirmed" if absent else deliveries.c.attempts > 0
-            if _superseded(connection, row, arrived & (deliveries.c.destination == destination)):
+            if superseded(connection, row, arrived & (deliveries.c.destination == destination)):
                 _set_delivery(connection, self.job_id, destination, state="failed", code="SUPERSEDED")
                 return False
             _set_delivery(connection, self.job_id, destination, state="sent", attempts=deliveries.c.attempts + 1)
@@ -184,13 +193,18 @@ class Hold:
         with self.changing() as connection:
             audit.append(connection, "rejecting", job=self.job_id, destination=destination)
 
-    def finished(self, code: str | None = None) -> str:
-        """Everything is confirmed, or a newer revision has taken its place; returns the state."""
+    def finished(self, *, in_shadow: bool = False) -> str:
+        """Everything is confirmed, or a newer revision has taken its place; returns the state.
+
+        Args:
+            in_shadow: the bundle delivers nothing any more, though it did when the job was made.
+        """
         with self.changing() as connection:
             row = connection.execute(select(jobs).where(jobs.c.id == self.job_id)).one()
-            superseded = not row.shadow and _superseded(connection, row, deliveries.c.state == "confirmed")
-            state = "superseded" if superseded else "done"
-            _set(connection, self.job_id, state=state, code=code, executor=None)
+            values = _kept_back(connection, row) if in_shadow and not row.shadow else {"shadow": row.shadow}
+            replaced = not values["shadow"] and superseded(connection, row, deliveries.c.state == "confirmed")
+            state = "superseded" if replaced else "done"
+            _set(connection, self.job_id, **{"code": None, **values, "state": state, "executor": None})
             audit.append(connection, f"job_{state}", job=self.job_id)
         return state
 
@@ -227,7 +241,7 @@ def due(engine: Engine, site: Site, limit: int = 100) -> list[Due]:
             some = connection.execute(query.limit(limit).offset(offset)).all()
             if not some:
                 return found
-            behind = select(jobs.c.id).where(jobs.c.id.in_([row.id for row in some]), _earlier_runs(jobs.c))
+            behind = select(jobs.c.id).where(jobs.c.id.in_([row.id for row in some]), earlier_runs(jobs.c))
             waiting = set(connection.execute(behind).scalars())
             found += [Due(row.id, row.attempts, row.priority) for row in some if row.id not in waiting]
             if len(some) < limit or len(found) >= limit:
@@ -322,7 +336,7 @@ def earlier_jobs(connection: Connection, row: Row[Any], delivered: ColumnElement
         row: the job.
         delivered: which they have a delivery of, in columns of ``deliveries``.
     """
-    earlier = _revisions_of_series(row.revision_id, lambda number, own: number < own)
+    earlier = revisions_of_series(row.revision_id, lambda number, own: number < own)
     query = select(jobs, revisions.c.number).join(revisions, revisions.c.id == jobs.c.revision_id)
     query = query.where(jobs.c.revision_id.in_(earlier), jobs.c.bundle == row.bundle)
     query = query.where(exists().where(deliveries.c.job_id == jobs.c.id, delivered))
@@ -354,29 +368,19 @@ def _by_hand(engine: Engine, job_id: str, allowed: Sequence[str], state: str, ev
         audit.append(connection, event, job=job_id)
 
 
-def _revisions_of_series(revision_id: Any, compare: Callable[[Any, Any], Any]) -> Any:
-    """The ids of the other revisions of a revision's series, by comparison of their numbers."""
-    joined = select(_OTHER.c.id).join(_OWN, _OWN.c.series_uid == _OTHER.c.series_uid)
-    return joined.where(_OWN.c.id == revision_id, compare(_OTHER.c.number, _OWN.c.number)).correlate(jobs)
+def _sent(connection: Connection, job_id: str) -> bool:
+    """Whether anything of a job may be at a destination."""
+    sent = (deliveries.c.attempts > 0) | (deliveries.c.state == "confirmed")
+    return bool(connection.execute(select(exists().where(deliveries.c.job_id == job_id, sent))).scalar())
 
 
-def _superseded(connection: Connection, row: Row[Any], there: ColumnElement[bool]) -> bool:
-    """Whether there is a job for a newer revision, and this one has no delivery of which so much is true."""
-    newer = _revisions_of_series(row.revision_id, lambda number, own: number > own)
-    replaced = exists().where(jobs.c.revision_id.in_(newer), jobs.c.bundle == row.bundle)
-    delivered = exists().where(deliveries.c.job_id == row.id, there)
-    return bool(connection.execute(select(replaced & ~delivered)).scalar())
-
-
-def _earlier_runs(columns: Any) -> ColumnElement[bool]:
-    """One revision after the other, so that the newest is the last to arrive.
-
-    Args:
-        columns: a job's row, or the columns of the query that this is part of.
-    """
-    earlier = _revisions_of_series(columns.revision_id, lambda number, own: number < own)
-    same = (_BEFORE.c.bundle == columns.bundle) & _BEFORE.c.state.in_(("running", "delivering"))
-    return exists().where(_BEFORE.c.revision_id.in_(earlier), same).correlate(jobs)
+def _kept_back(connection: Connection, row: Row[Any]) -> dict[str, Any]:
+    """Close the deliveries that were not made; the job is one in shadow mode unless something of it was sent."""
+    unsent = (deliveries.c.job_id == row.id) & (deliveries.c.state != "confirmed")
+    closed = update(deliveries).where(unsent).values(state="failed", code="SHADOW", changed_at=now())
+    sent = _sent(connection, row.id)
+    kept_back = connection.execute(closed).rowcount > 0 or not sent
+    return {"shadow": int(not sent), "code": "SHADOW" if kept_back else None}
 
 
 def _waiting(job_id: str, destination: str) -> dict[str, Any]:

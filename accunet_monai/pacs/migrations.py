@@ -72,6 +72,9 @@ CREATE INDEX commitments_instance ON commitments (sop_instance_uid)
 """
 _THIRD_BACK = "DROP TABLE commitments"
 
+_FOURTH = "CREATE TABLE storage_mark (id INTEGER NOT NULL PRIMARY KEY, mark TEXT NOT NULL)"
+_FOURTH_BACK = "DROP TABLE storage_mark"
+
 
 @dataclass(frozen=True)
 class Migration:
@@ -85,6 +88,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(_FIRST, _FIRST_BACK),
     Migration(_SECOND, _SECOND_BACK),
     Migration(_THIRD, _THIRD_BACK),
+    Migration(_FOURTH, _FOURTH_BACK),
 )
 """The first leads to version 1."""
 
@@ -104,7 +108,7 @@ def migrate(connection: Connection, target: int | None = None, migrations: tuple
         migrations: those that are known.
 
     Raises:
-        PacsError: ``PACS_SCHEMA`` for a database that a newer release wrote.
+        PacsError: ``PACS_SCHEMA`` for a database that a newer release wrote, and for a version that is not known.
     """
     if connection.dialect.name == "postgresql":  # two processes that start at once do not both migrate
         connection.execute(text("SELECT pg_advisory_xact_lock(4158327)"))
@@ -114,6 +118,8 @@ def migrate(connection: Connection, target: int | None = None, migrations: tuple
         hint = "Install that release again, or roll the database back with it: accunet pacs migrate SITE --to VERSION."
         message = f"the database is at schema version {found}, this release knows {len(migrations)}."
         raise PacsError("PACS_SCHEMA", message, hint=hint)
+    if not 0 <= target <= len(migrations):
+        raise PacsError("PACS_SCHEMA", f"schema version {target} is not known; the newest is {len(migrations)}.")
     steps = [migration.forward for migration in migrations[found:target]]
     steps += [migration.back for migration in reversed(migrations[target:found])]
     for step in steps:

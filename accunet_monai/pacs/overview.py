@@ -37,7 +37,7 @@ def troubles(engine: Engine) -> list[dict[str, Any]]:
     dead = select(jobs.c.bundle, jobs.c.detail, jobs.c.code, func.count(), func.max(jobs.c.changed_at))
     dead = dead.where(jobs.c.state == "dead").group_by(jobs.c.bundle, jobs.c.detail, jobs.c.code)
     lost = select(deliveries.c.destination, deliveries.c.code, func.count(), func.max(deliveries.c.changed_at))
-    lost = lost.where(deliveries.c.state == "failed", deliveries.c.code != "SUPERSEDED")
+    lost = lost.where(deliveries.c.state == "failed", deliveries.c.code.not_in(("SUPERSEDED", "SHADOW")))
     lost = lost.group_by(deliveries.c.destination, deliveries.c.code)
     judged = (decisions.c.outcome, decisions.c.bundle, decisions.c.code)
     refused = select(*judged, func.count(), func.max(decisions.c.made_at)).group_by(*judged)

@@ -45,10 +45,14 @@ REASONS = {
     "OUT_OF_MEMORY": "the worker has too little memory",
     "PACS_REFUSED": "the destination does not know our AE title",
     "PACS_UNREACHABLE": "the destination does not answer",
+    "RESULT_UNREADABLE": "the storage does not answer",
     "RULE_MIXED": "the rule holds for some of the images only",
     "RULE_SEVERAL_SERIES": "several series of the study are meant",
+    "SEG_CHANGED": "a stored result is missing or not what was stored",
+    "SEG_LOST": "a result that was sent is not stored any more; put it back from a back-up",
     "SEND_REFUSED": "the destination did not take the object",
     "SERIES_AMBIGUOUS": "the series holds several volumes",
+    "SHADOW": "the bundle delivers nothing by now; its results are kept",
     "UNEXPECTED": "a fault of the program or the machine; the worker's log has its type",
 }
 """Code → what it means, for those who look at the page; the others begin with one of ``_KINDS``."""

@@ -51,14 +51,17 @@ def echo(site: Site, dimse: Dimse) -> float:
 
 
 def date_range(days: int, today: date | None = None) -> str:
-    """A range of StudyDate for the last days up to today, as DICOM writes it.
+    """A range of StudyDate from so many days ago until tomorrow, as DICOM writes it.
+
+    A study of before midnight comes after it, and the scanner's clock may be in another time zone than this one: so the
+    least is yesterday to tomorrow.
 
     Example:
-        >>> date_range(2, date(2026, 3, 1))
-        '20260228-20260301'
+        >>> date_range(1, date(2026, 3, 1))
+        '20260228-20260302'
     """
     last = today or date.today()
-    return f"{last - timedelta(days=days - 1):%Y%m%d}-{last:%Y%m%d}"
+    return f"{last - timedelta(days=days):%Y%m%d}-{last + timedelta(days=1):%Y%m%d}"
 
 
 def checked_query(query: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

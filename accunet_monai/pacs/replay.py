@@ -37,7 +37,8 @@ def replay(site: Site, engine: Engine, job: Row[Any]) -> Comparison:
     """Compute a job's SEG again and compare it with the stored one; neither the job nor the stored file changes.
 
     Raises:
-        AccunetError: all that segmenting raises, ``JOB_STATE`` for a job without a result, ``SEG_CHANGED``.
+        AccunetError: all that segmenting raises, ``JOB_STATE`` for a job without a result, and what
+            :func:`stored_file` raises.
     """
     if job.seg_sha256 is None:
         raise PacsError("JOB_STATE", f"the job is {job.state} and has no result to compare with.")

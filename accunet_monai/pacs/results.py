@@ -15,6 +15,7 @@ import pydicom
 
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs.settings import Site
+from accunet_monai.pacs.storage import MARK
 
 RESULTS = "results"
 WORK = "work"
@@ -48,16 +49,25 @@ def stored_file(site: Site, file: str | None, sha256: str) -> Path:
     """The path of a stored result whose bytes are those that were stored.
 
     Raises:
-        PacsError: ``SEG_CHANGED``.
+        PacsError: ``SEG_CHANGED``; ``RESULT_UNREADABLE``, which may pass, when the storage is away or does not answer.
     """
     try:
         unchanged = file is not None and _sha256(site.storage / file) == sha256
-    except OSError:
+    except FileNotFoundError as error:
+        if not (site.storage / MARK).is_file():
+            raise _unreadable(error) from error
         unchanged = False
+    except OSError as error:
+        raise _unreadable(error) from error
     if file is None or not unchanged:
-        hint = "Replay the job to make it again: accunet pacs replay"
+        hint = "Put it back from a back-up. A job of which nothing was sent makes it again: accunet pacs retry"
         raise PacsError("SEG_CHANGED", "the stored result is missing or not what was stored.", hint=hint)
     return site.storage / file
+
+
+def _unreadable(error: OSError) -> PacsError:
+    hint = "Look at the storage; it may have to be mounted again."
+    return PacsError("RESULT_UNREADABLE", f"the stored result cannot be read ({error.strerror}).", hint=hint)
 
 
 @contextmanager

@@ -46,7 +46,9 @@ def clean_up(site: Site, engine: Engine) -> tuple[int, int]:
     _remove_leftovers(site, engine)
     gone = 0
     if site.retention.received_days is not None:
-        old = _old_series(now() - site.retention.received_days * DAY)
+        before = now() - site.retention.received_days * DAY
+        _remove_asides(site, engine, before)
+        old = _old_series(before)
         with reading(engine) as connection:
             found = list(connection.execute(old.limit(AT_A_TIME)).scalars())
         for uid in found:
@@ -99,6 +101,25 @@ def _remove_series(site: Site, engine: Engine, uid: str, old: Select[Any]) -> in
             if not _any_fresh(site, [file], since):
                 (site.storage / file).unlink(missing_ok=True)
     return 1
+
+
+def _remove_asides(site: Site, engine: Engine, before: float) -> None:
+    """Remove what was set aside of series that have nothing else here; the rest goes with its series."""
+    own = exists().where(instances.c.series_uid == asides.c.series_uid)
+    old = select(asides.c.sha256, asides.c.file).where(asides.c.received_at < before, ~own).limit(AT_A_TIME)
+    since = now() - FRESH_SECONDS
+    with engine.begin() as connection:
+        found = {row.sha256: row.file for row in connection.execute(old) if not _any_fresh(site, [row.file], since)}
+        if not found:
+            return
+        connection.execute(delete(asides).where(asides.c.sha256.in_(list(found))))
+        audit.append(connection, "asides_removed", files=len(found))
+    with reading(engine) as connection:  # the same bytes may have become an instance
+        query = select(instances.c.file).where(instances.c.file.in_(list(found.values())))
+        named = set(connection.execute(query).scalars())
+    for file in set(found.values()) - named:
+        if not _any_fresh(site, [file], since):
+            (site.storage / file).unlink(missing_ok=True)
 
 
 def _lock(connection: Connection, uid: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,37 @@ TURN_SECONDS = 60.0
 """So often a job that waits for the network says so."""
 
 
+class TimedLock:
+    """A lock that tells for how long it has been held: a driver that hangs never gives it back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since: float | None = None
+
+    def acquire(self, timeout: float = -1) -> bool:
+        """As of :class:`threading.Lock`."""
+        taken = self._lock.acquire(timeout=timeout)
+        if taken:
+            self._since = time.monotonic()
+        return taken
+
+    def release(self) -> None:
+        """Likewise."""
+        self._since = None
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def held_seconds(self) -> float:
+        """Since it was taken; 0 while it is free."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+
 @dataclass(frozen=True)
 class Model:
     """A bundle in memory.
@@ -47,7 +79,7 @@ class Model:
 
     predictor: Predictor
     segments: SegmentTable
-    lock: threading.Lock
+    lock: TimedLock
 
     @contextmanager
     def turn(self, waiting: Callable[[], None]) -> Iterator[Predictor]:
@@ -67,7 +99,7 @@ class Models:
     def __init__(self, site: Site) -> None:
         self._rules = {rule.name: rule for rule in site.bundles}
         self._device = site.jobs.device
-        self._lock = threading.Lock()
+        self._lock = TimedLock()
         self._loaded: dict[tuple[str, str], Model] = {}
 
     def rule(self, bundle: str) -> BundleRule:
@@ -97,8 +129,13 @@ class Models:
                 verify_bundle(folder, digest=digest)
                 predictor = load_bundle(folder, device=self._device or _device())
                 segments = ResultWriter(predictor, "seg", set()).segments
-                self._loaded[bundle, digest] = Model(predictor, _present(segments), threading.Lock())
+                self._loaded[bundle, digest] = Model(predictor, _present(segments), TimedLock())
             return self._loaded[bundle, digest]
+
+    def held_seconds(self) -> float:
+        """For how long a volume has been in its network, or a bundle been loading: the longest of them."""
+        locks = [self._lock, *(model.lock for model in list(self._loaded.values()))]
+        return max(lock.held_seconds() for lock in locks)
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ class Completeness(Section):
         quiet_seconds: since its last instance, with no open association that brought one.
         count_from: a PACS that is asked for its number of instances; the series waits for that many.
         count_wait_seconds: a series that never gets there is taken after so much quiet, and the decision says so.
-        association_wait_seconds: an association that neither ended nor brought anything for so long blocks no more.
+        association_wait_seconds: an open association holds a series back for so long after the series' last instance,
+            whatever else it brings.
     """
 
     quiet_seconds: Annotated[float, Field(ge=0)] = 30
@@ -214,7 +215,7 @@ class Pull(Section):
         by: C-GET, C-MOVE (to our own AE title) or DICOMweb.
         query: matching keys of the series or study level, by DICOM keyword.
         every_minutes: between two runs.
-        days: back from today, by StudyDate.
+        days: back from today, by StudyDate; and tomorrow, for clocks differ.
         priority: of the jobs.
         per_minute: instances at most, so that the PACS has time for others.
     """

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Engine, select
 
+from accunet_monai.errors import AccunetError
 from accunet_monai.pacs.database import reading
 from accunet_monai.pacs.decoding import read_image
 from accunet_monai.pacs.results import scratch, stored_file
@@ -21,7 +22,8 @@ def compare_shadow(site: Site, engine: Engine, bundle: str, limit: int = 100) ->
 
     Returns:
         The newest first: ``shadow_job``, ``live_job``, ``live_bundle``, ``voxels`` of the image, ``differing`` (another
-        label) and ``dice``: label number → Dice of the two, ``None`` where neither has the label.
+        label) and ``dice``: label number → Dice of the two, ``None`` where neither has the label. Of a pair that
+        cannot be compared, as when retention removed its images, the jobs and the ``code`` that says why.
     """
     shadow, live = jobs.alias(), jobs.alias()
     pairs = select(
@@ -37,6 +39,16 @@ def compare_shadow(site: Site, engine: Engine, bundle: str, limit: int = 100) ->
 
 
 def _compared(site: Site, engine: Engine, row: Any) -> dict[str, Any]:
+    which = {"shadow_job": row.id, "live_job": row.live_id, "live_bundle": row.live_bundle}
+    try:
+        return which | _comparison(site, engine, row)
+    except AccunetError as error:
+        return which | {"code": error.code}
+    except OSError:
+        return which | {"code": "RESULT_UNREADABLE"}
+
+
+def _comparison(site: Site, engine: Engine, row: Any) -> dict[str, Any]:
     files = stored_file(site, row.seg_file, row.seg_sha256), stored_file(site, row.live_file, row.live_sha256)
     with scratch(site) as folder:
         Storage(site.storage, site.limits).checkout(engine, row.revision_id, folder / "series")
@@ -44,9 +56,6 @@ def _compared(site: Site, engine: Engine, row: Any) -> dict[str, Any]:
         one, other = (read_seg(file, like=image) for file in files)
     labels = sorted({segment.number for seg in (one, other) for segment in seg.segments})
     return {
-        "shadow_job": row.id,
-        "live_job": row.live_id,
-        "live_bundle": row.live_bundle,
         "voxels": image.array.size,
         "differing": int(np.count_nonzero(one.label_map != other.label_map)),
         "dice": {label: _dice(one.label_map == label, other.label_map == label) for label in labels},

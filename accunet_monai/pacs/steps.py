@@ -38,7 +38,7 @@ DATABASE_AWAY = (OperationalError, InterfaceError)
 MAY_PASS = frozenset(
     {
         *("PACS_UNREACHABLE", "PACS_REFUSED", "PACS_SECRET", "SEND_REFUSED", "QUERY_FAILED", "NOT_CONFIRMED"),
-        *("PACS_TLS", "NOT_COMMITTED", "INSTANCE_MISSING", "OUT_OF_MEMORY", "UNEXPECTED"),
+        *("PACS_TLS", "NOT_COMMITTED", "INSTANCE_MISSING", "OUT_OF_MEMORY", "UNEXPECTED", "RESULT_UNREADABLE"),
         *("LEASE_LOST", "JOB_TAKEN"),  # what a step of a worker that is no more had returned
     }
 )
@@ -103,7 +103,7 @@ class Steps:
         row = hold.claim()
         if row is None:
             return "NOT_CLAIMED"
-        if row.seg_sha256 is not None:
+        if row.seg_sha256 is not None and self._is_kept(hold, row):
             return None
         rule = self.models.rule(row.bundle)
         try:
@@ -122,9 +122,33 @@ class Steps:
             insert_new(connection, bundles, {"name": row.bundle, **facts, "first_used_at": now()})
             if report is not None:
                 insert_new(connection, reports, {"seg_sha256": seg.sha256, **asdict(report)})
-        names = () if row.shadow else rule.destinations
+        names = () if row.shadow or rule.shadow else rule.destinations
         hold.stored(seg.file, seg.sha256, seg.sop_instance_uid, names)
         return None
+
+    def _is_kept(self, hold: Hold, row: Row[Any]) -> bool:
+        """Whether what is stored is as it was stored; if not, and nothing of it was sent, it is made again.
+
+        Raises:
+            PacsError: ``SEG_LOST``: a destination may have it, and what is made again may differ.
+        """
+        try:
+            stored_file(self.site, row.seg_file, row.seg_sha256)
+            report_of(self.site, self.engine, row.seg_sha256)
+        except PacsError as error:
+            if error.code != "SEG_CHANGED":
+                raise
+            if hold.forget_result():
+                event("result_lost", logging.WARNING, job=hold.job_id)
+                return False
+            if set(deliveries_of(self.engine, hold.job_id).values()) != {"confirmed"}:
+                hint = "Put it back from a back-up and queue the job again: accunet pacs retry"
+                raise PacsError("SEG_LOST", "a result that was sent is not stored any more.", hint=hint) from error
+        return True
+
+    def _in_shadow(self, row: Row[Any]) -> bool:
+        """Whether the settings deliver nothing of the job's bundle by now."""
+        return any(rule.shadow for rule in self.site.bundles if rule.name == row.bundle)
 
     def _moved(self, hold: Hold, row: Row[Any], bundle: str) -> bool:
         """Whether the bundle was replaced since the job was made, and the same is queued for the new one."""
@@ -138,23 +162,24 @@ class Steps:
     def _send(self, hold: Hold, destination: str) -> str | None:
         row = self._job(hold)
         before = deliveries_of(self.engine, hold.job_id)[destination]
-        if before == "confirmed":
+        if before == "confirmed" or self._in_shadow(row):
             return None
         channel = self._channel(destination)
         files = self._objects(row, destination)
-        missing = files if before == "waiting" else [file for file in files if not channel.has(file)]
-        if not missing:
+        there = [False if before == "waiting" else _has(channel, file) for file in files]
+        if all(there):
             hold.confirmed(destination)
-        elif hold.sending(destination, absent=missing == files):
-            for file in missing:
+        elif hold.sending(destination, absent=not any(one is not False for one in there)):
+            for file in (file for file, one in zip(files, there, strict=True) if not one):
                 channel.send(file)
         return None
 
     def _confirm(self, hold: Hold, destination: str) -> str | None:
-        if deliveries_of(self.engine, hold.job_id)[destination] in ("confirmed", "failed"):
+        row, state = self._job(hold), deliveries_of(self.engine, hold.job_id)[destination]
+        if state in ("confirmed", "failed") or self._in_shadow(row):
             return None
         channel = self._channel(destination)
-        for file in self._objects(self._job(hold), destination):
+        for file in self._objects(row, destination):
             self._ask(channel, file, destination)
         hold.confirmed(destination)
         return None
@@ -173,8 +198,9 @@ class Steps:
         raise PacsError("NOT_CONFIRMED", f"{destination} answered that it stored the object, and does not have it.")
 
     def _reject(self, hold: Hold, destination: str) -> str | None:
-        wanted = self.site.destination(destination).rejection_note
-        if not wanted or deliveries_of(self.engine, hold.job_id)[destination] != "confirmed":
+        if deliveries_of(self.engine, hold.job_id)[destination] != "confirmed" or self._in_shadow(self._job(hold)):
+            return None
+        if not self.site.destination(destination).rejection_note:
             return None
         channel = self._channel(destination)
         earlier = sent_files(self.site, self.engine, hold.job_id, destination)
@@ -184,14 +210,14 @@ class Steps:
         with scratch(self.site) as folder:
             rejection_note(there, folder / "note.dcm")
             hold.rejecting(destination)
-            if not channel.has(folder / "note.dcm"):
+            if not _has(channel, folder / "note.dcm"):
                 channel.send(folder / "note.dcm")
                 self._ask(channel, folder / "note.dcm", destination)
         return None
 
     def _finish(self, hold: Hold, code: str | None) -> str | None:
         if code is None:
-            state = hold.finished()
+            state = hold.finished(in_shadow=self._in_shadow(self._job(hold)))
             event("job_ended", job=hold.job_id, state=state, attempt=hold.attempt)
         else:
             self._failed(hold, "deliver", code)
@@ -253,3 +279,13 @@ class Steps:
         level = logging.ERROR if state == "dead" else logging.WARNING
         event("job_failed", level, job=hold.job_id, attempt=hold.attempt, code=code, state=state, step=detail)
         return code
+
+
+def _has(channel: Channel, file: Path) -> bool | None:
+    """Whether a destination has an object; ``None`` when it does not say: the same bytes do no harm twice."""
+    try:
+        return channel.has(file)
+    except PacsError as error:
+        if error.code != "NOT_COMMITTED":
+            raise
+        return None

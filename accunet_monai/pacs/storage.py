@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.uid import DeflatedExplicitVRLittleEndian
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
 
 from accunet_monai.errors import PacsError
-from accunet_monai.pacs.database import reading
+from accunet_monai.pacs.database import insert_new, reading
 from accunet_monai.pacs.heads import HEAD_BYTES, Head, InflatedSize, read_head
 from accunet_monai.pacs.settings import Limits
-from accunet_monai.pacs.tables import asides, instances, revision_instances
+from accunet_monai.pacs.tables import asides, instances, revision_instances, storage_mark
 
 MARK = ".accunet-storage"
 """A file at the storage's root: a folder without it is not the storage, but perhaps the place where it is mounted."""
@@ -51,25 +51,43 @@ class Storage:
         self._made: set[Path] = set()
 
     def prepare(self, engine: Engine) -> None:
-        """Make the folder when the database holds nothing yet, and learn how much is stored.
+        """Make the folder when the database is new, and learn how much is stored.
 
         Raises:
-            PacsError: ``STORAGE_MISSING`` when the database knows of instances but this is not their folder.
+            PacsError: ``STORAGE_MISSING`` when this is not the folder that belongs to the database.
         """
-        if not (self.folder / MARK).is_file():
-            with reading(engine) as connection:
-                known = connection.execute(select(func.count()).select_from(instances)).scalar()
-            if known:
-                hint = "Mount it; a worker that cannot see the storage must not start."
-                message = f"this is not the storage of the {known} instances in the database."
-                raise PacsError("STORAGE_MISSING", message, path=self.folder, hint=hint)
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / MARK).write_text(uuid.uuid4().hex + "\n", encoding="ascii")
-                _sync_folder(self.folder)
-            except OSError as error:
-                raise PacsError("STORAGE_WRITE", f"cannot be written ({error.strerror}).", path=self.folder) from error
+        try:
+            with engine.begin() as connection:
+                known = self._known_mark(connection)
+        except OSError as error:
+            raise PacsError("STORAGE_WRITE", f"cannot be written ({error.strerror}).", path=self.folder) from error
+        if known is None or self._mark() != known:
+            hint = "Mount it; a worker that cannot see the storage must not start."
+            raise PacsError("STORAGE_MISSING", "this is not the database's storage.", path=self.folder, hint=hint)
         self.refresh(engine)
+
+    def _known_mark(self, connection: Connection) -> str | None:
+        """The mark that the database names; a new database takes the folder's, or marks the folder."""
+        query = select(storage_mark.c.mark)
+        found = self._mark()
+        if known := connection.execute(query).scalar():
+            return str(known)
+        if found is None and connection.execute(select(instances.c.file).limit(1)).first():
+            return None  # a database of a release that did not name it
+        own = found or uuid.uuid4().hex
+        insert_new(connection, storage_mark, {"id": 1, "mark": own})
+        known = str(connection.execute(query).scalar_one())  # another machine's, if that was quicker
+        if found is None and known == own:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / MARK).write_text(own + "\n", encoding="ascii")
+            _sync_folder(self.folder)
+        return known
+
+    def _mark(self) -> str | None:
+        try:
+            return (self.folder / MARK).read_text(encoding="ascii", errors="replace").strip() or None
+        except FileNotFoundError:
+            return None
 
     def refresh(self, engine: Engine) -> None:
         """Learn from the database how many bytes are stored."""
@@ -88,7 +106,13 @@ class Storage:
         shutil.rmtree(self._incoming(name), ignore_errors=True)
 
     def open_incoming(self, name: str, sop_class_uid: str, sop_instance_uid: str, syntax: str) -> Incoming:
-        """A new unfinished instance, with its meta header."""
+        """A new unfinished instance, with its meta header.
+
+        Raises:
+            PacsError: ``STORAGE_MISSING`` when the storage is not mounted any more.
+        """
+        if not (self.folder / MARK).is_file():
+            raise PacsError("STORAGE_MISSING", "the storage is away.", path=self.folder, hint="Mount it again.")
         folder = self._incoming(name)
         folder.mkdir(parents=True, exist_ok=True)
         return Incoming(self, folder / f"{uuid.uuid4().hex}.partial", (sop_class_uid, sop_instance_uid, syntax))
@@ -159,6 +183,8 @@ class Storage:
         )
         with reading(engine) as connection:
             rows = connection.execute(query).all()
+        if not rows:
+            raise PacsError("INSTANCE_MISSING", "the revision's images were removed.", hint="Send the series again.")
         folder.mkdir(parents=True, exist_ok=True)
         links = []
         for number, (file, sha256) in enumerate(rows):

@@ -19,6 +19,13 @@ def _time(name: str, *, nullable: bool = False) -> Column[float]:
     return Column(name, Double, nullable=nullable)
 
 
+storage_mark = Table(  # one row: what stands in the file at the root of the storage that belongs to this database
+    "storage_mark",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    _text("mark"),
+)
+
 instances = Table(
     "instances",
     METADATA,

@@ -12,6 +12,7 @@ from pydicom.errors import InvalidDicomError
 from sqlalchemy import Connection, Engine, Row, Table, func, select
 
 from accunet_monai.errors import PacsError
+from accunet_monai.pacs.completeness import images_are_removed
 from accunet_monai.pacs.database import reading
 from accunet_monai.pacs.tables import (
     asides,
@@ -36,8 +37,9 @@ def why(engine: Engine, uid: str) -> list[dict[str, Any]]:
 
     Returns:
         For each series: ``series_uid``, ``instances``, ``state`` (``arriving`` or ``complete``), ``open_associations``,
-        ``set_aside`` (the same UID with other content), ``expected`` (the PACS's count), and ``revisions``, each with
-        ``decisions`` and ``jobs``.
+        ``set_aside`` (the same UID with other content), ``expected`` (the PACS's count), ``code``
+        (``INSTANCE_CONFLICT`` when all of it was set aside, ``REVISION_PARTIAL`` when it is a part of what retention
+        has removed), and ``revisions``, each with ``decisions`` and ``jobs``.
 
     Raises:
         PacsError: ``SERIES_UNKNOWN``, ``WHY_UNREADABLE``.
@@ -46,6 +48,8 @@ def why(engine: Engine, uid: str) -> list[dict[str, Any]]:
     with reading(engine) as connection:
         query = select(series).where((series.c.study_uid == uid) | (series.c.series_uid == uid))
         found = connection.execute(query.order_by(series.c.first_received_at)).all()
+        if not found and _count(connection, asides, uid):
+            return [_set_aside(connection, uid)]
         if not found:
             hint = "Nothing of it was received; look at the sender's log and at ours for refused associations."
             raise PacsError("SERIES_UNKNOWN", "no study or series with this UID is known.", hint=hint)
@@ -60,17 +64,37 @@ def _series_of(file: Path) -> str:
     return str(ds.get("SeriesInstanceUID", ""))
 
 
+def _set_aside(connection: Connection, uid: str) -> dict[str, Any]:
+    """A series whose instances all have the SOP UIDs of others: there is no more than that of it."""
+    last = select(func.max(asides.c.received_at)).where(asides.c.series_uid == uid)
+    return {
+        "series_uid": uid,
+        "instances": 0,
+        "state": "set aside",
+        "code": "INSTANCE_CONFLICT",
+        "last_received_at": connection.execute(last).scalar(),
+        "open_associations": _count(connection, association_series, uid),
+        "set_aside": _count(connection, asides, uid),
+        "expected": None,
+        "revisions": [],
+    }
+
+
 def _series(connection: Connection, row: Row[Any]) -> dict[str, Any]:
     made = select(revisions).where(revisions.c.series_uid == row.series_uid).order_by(revisions.c.number)
+    found = connection.execute(made).all()
+    here = _count(connection, instances, row.series_uid)
+    partial = bool(here and row.complete_at and found and images_are_removed(connection, found[-1].id))
     return {
         "series_uid": row.series_uid,
-        "instances": _count(connection, instances, row.series_uid),
+        "instances": here,
+        "code": "REVISION_PARTIAL" if partial else None,
         "state": "arriving" if row.complete_at is None else "complete",
         "last_received_at": row.last_received_at,
         "open_associations": _count(connection, association_series, row.series_uid),
         "set_aside": _count(connection, asides, row.series_uid),
         "expected": row.expected,
-        "revisions": [_revision(connection, revision) for revision in connection.execute(made)],
+        "revisions": [_revision(connection, revision) for revision in found],
     }
 
 

@@ -70,6 +70,7 @@ class Worker:
                 self._dispatch()
                 if time.monotonic() >= adopt_at:
                     self._take_over()
+                    self._look_for_hangs()
                     adopt_at = time.monotonic() + self.site.jobs.renew_seconds
                 if time.monotonic() >= clean_at:
                     clean_up(self.site, self.engine)
@@ -82,7 +83,7 @@ class Worker:
                     raise
                 self._lost()
         if self.steps.lost.is_set():
-            raise PacsError("LEASE_LOST", "another worker has taken over the jobs of this one.")
+            raise PacsError("LEASE_LOST", "other workers take over the jobs of this one.")
         self.queue.stop(grace_seconds)
         self.steps.decoder.close()
         self._ended.set()
@@ -118,6 +119,18 @@ class Worker:
             if over or late or (over is None and row.state != "queued"):
                 code = "JOB_TIMEOUT" if late else "JOB_INTERRUPTED"
                 interrupted(self.engine, row, code, self.site.jobs.attempts)
+
+    def _look_for_hangs(self) -> None:
+        """End this worker when its network hangs, a moment after the job in it was given up: the others would wait.
+
+        Raises:
+            PacsError: ``LEASE_LOST``: no thread can be ended, so the process must.
+        """
+        held = self.steps.models.held_seconds()
+        if held > self.site.jobs.step_seconds + self.site.jobs.renew_seconds:
+            event("network_hangs", logging.ERROR, executor=self.lease.executor_id, seconds=round(held))
+            self.lease.release()  # so that others take over what it was at now
+            raise PacsError("LEASE_LOST", "the network of this worker hangs.")
 
     def _renew(self) -> None:
         while not self._ended.wait(self.site.jobs.renew_seconds):

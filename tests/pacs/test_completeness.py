@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,25 +14,35 @@ from typing import Any
 import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, select, text, update
 from sqlalchemy.event import listen, remove
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from accunet_monai.batch import sources
-from accunet_monai.errors import BundleError
+from accunet_monai.errors import BundleError, PacsError
 from accunet_monai.pacs import rules
 from accunet_monai.pacs.audit import verify
 from accunet_monai.pacs.completeness import bundle_digest, close_complete, job_id, revision_id
-from accunet_monai.pacs.database import reading
+from accunet_monai.pacs.database import now, reading
 from accunet_monai.pacs.folder import import_folder
 from accunet_monai.pacs.inbox import Inbox, OpenSite
 from accunet_monai.pacs.judging import Judge
 from accunet_monai.pacs.registrar import Arrival, Registrar, record
+from accunet_monai.pacs.retention import DAY, clean_up
 from accunet_monai.pacs.rules import Decision
 from accunet_monai.pacs.settings import BundleRule
-from accunet_monai.pacs.tables import associations, decisions, instances, jobs, revision_instances, revisions, series
+from accunet_monai.pacs.tables import (
+    asides,
+    associations,
+    decisions,
+    instances,
+    jobs,
+    revision_instances,
+    revisions,
+    series,
+)
 from accunet_monai.pacs.why import why
-from tests.pacs.receiving import RawPeer, eventually, instance, plain_site, save
+from tests.pacs.receiving import RawPeer, eventually, instance, plain_site, save, stored_files
 from tests.pacs.servers import Postgres
 from tests.pacs.small import made_series
 
@@ -175,6 +186,92 @@ def arrival(opened: OpenSite, file: Path, association: str | None = None, **more
     return Arrival(incoming.keep(), "push:TEST", association, **more)
 
 
+def test_an_association_that_goes_on_with_others_holds_a_series_back_for_a_time(tmp_path: Path, intake: Any) -> None:
+    one = intake({"association_wait_seconds": 900})
+    first, second = (made_series(tmp_path / str(seed), seed=seed) for seed in range(2))
+    for file in (*sorted(first.iterdir()), *sorted(second.iterdir())):
+        arrive(one.opened, one.registrar, file, association="of a router")
+    for quiet, closed in ((890, 0), (910, 1)):
+        with one.opened.engine.begin() as connection:
+            of_first = update(series).where(series.c.series_uid == uids(first)[1])
+            connection.execute(of_first.values(last_received_at=now() - quiet))
+        assert len(one.close()) == closed
+    assert [row.series_uid for row in one.rows(revisions)] == [uids(first)[1]]
+    one.registrar.closed("of a router")
+
+
+def removed(one: Intake, days: float = 31) -> tuple[int, int]:
+    """Makes everything so old, and removes what retention allows."""
+    opened, at = one.opened, now() - days * DAY
+    with opened.engine.begin() as connection:
+        connection.execute(update(series).values(last_received_at=at))
+        connection.execute(update(asides).values(received_at=at))
+        connection.execute(update(jobs).values(changed_at=at, state="done"))
+    for file in stored_files(opened.site):
+        os.utime(file, (at, at))
+    return clean_up(opened.site, opened.engine)
+
+
+def test_a_part_of_what_retention_removed_makes_no_revision_and_the_whole_is_the_one_it_was(
+    tmp_path: Path, intake: Any
+) -> None:
+    one = intake()
+    folder = made_series(tmp_path / "a")
+    one.take(folder)
+    (made,) = one.close()
+    assert removed(one) == (1, 0)
+    rest = tmp_path / "rest"
+    rest.mkdir()
+    for file in sorted(folder.iterdir())[:2]:
+        shutil.move(file, rest / file.name)
+    assert one.take(rest) == {"new": 2}
+    one.take(made_series(tmp_path / "b", seed=1))
+    assert len(one.close()) == 1  # of the other series, which came later
+    (told,) = why(one.opened.engine, uids(folder)[1])
+    assert (told["code"], told["state"], told["instances"]) == ("REVISION_PARTIAL", "complete", 2)
+    assert len(one.rows(revisions)) == len(one.rows(jobs)) == 2
+    assert one.take(folder) == {"new": 2}
+    assert one.close() == []
+    assert len(one.rows(revisions)) == 2
+    assert len(one.opened.storage.checkout(one.opened.engine, made, tmp_path / "links")) == 4
+    assert why(one.opened.engine, uids(folder)[1])[0]["code"] is None
+
+
+def test_revisions_that_retention_removed_come_again_one_after_the_other(tmp_path: Path, intake: Any) -> None:
+    one = intake()
+    folder, late = made_series(tmp_path / "a"), tmp_path / "late"
+    late.mkdir()
+    shutil.move(sorted(folder.iterdir())[-1], late / "slice")
+    made = []
+    for part in (folder, late):
+        one.take(part)
+        made += one.close()
+    assert removed(one) == (1, 0)
+    with pytest.raises(PacsError, match="INSTANCE_MISSING"):
+        one.opened.storage.checkout(one.opened.engine, made[0], tmp_path / "none")
+    for part in (folder, late):
+        one.take(part)
+        assert one.close() == []
+    assert [len(one.rows(revision_instances, revision_id=revision)) for revision in made] == [3, 4]
+
+
+def test_a_series_of_known_instances_under_another_uid_is_told_and_goes_with_time(tmp_path: Path, intake: Any) -> None:
+    one = intake()
+    folder = made_series(tmp_path / "a")
+    one.take(folder)
+    one.close()
+    again = change(Path(shutil.copytree(folder, tmp_path / "again")), SeriesInstanceUID="1.2.3.4")
+    assert one.take(again) == {"aside": 4}
+    (told,) = why(one.opened.engine, "1.2.3.4")
+    assert (told["code"], told["instances"], told["set_aside"]) == ("INSTANCE_CONFLICT", 0, 4)
+    files = stored_files(one.opened.site)
+    assert removed(one, days=29) == (0, 0)
+    assert stored_files(one.opened.site) == files
+    assert len(files) == 8
+    assert removed(one) == (1, 0)
+    assert (stored_files(one.opened.site), one.rows(asides)) == ([], [])
+
+
 def test_a_receiver_that_died_blocks_nothing_for_ever(tmp_path: Path, intake: Any) -> None:
     one = intake()
     for file in sorted(made_series(tmp_path / "a").iterdir()):
@@ -246,7 +343,8 @@ def test_a_slice_that_is_committed_while_its_series_closes_is_not_lost(
 def test_a_series_with_an_odd_error_keeps_no_other_open(
     tmp_path: Path, intake: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    errors = iter((BundleError("BUNDLE_UNKNOWN", "gone."), KeyError("odd")))
+    conflict = IntegrityError("INSERT", {}, Exception("the same key"))
+    errors = iter((BundleError("BUNDLE_UNKNOWN", "gone."), KeyError("odd"), conflict))
 
     def odd(judged: Sequence[BundleRule], files: Path) -> list[Decision]:
         for error in errors:
@@ -254,15 +352,16 @@ def test_a_series_with_an_odd_error_keeps_no_other_open(
         return []
 
     one = intake(with_judge=odd)
-    for seed in range(3):
+    for seed in range(4):
         one.take(made_series(tmp_path / str(seed), seed=seed))
     assert len(one.close()) == 1
     told = [vars(record)["accunet_facts"] for record in caplog.records if record.msg == "series_not_closed"]
     assert [(facts["code"], facts["exception"]) for facts in told] == [
         ("BUNDLE_UNKNOWN", "BundleError"),
         ("INTERNAL", "KeyError"),
+        ("INTERNAL", "IntegrityError"),
     ]
-    assert len(one.close()) == 2
+    assert len(one.close()) == 3
 
 
 def test_the_closing_thread_outlives_an_odd_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

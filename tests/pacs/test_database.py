@@ -92,6 +92,15 @@ def test_a_database_of_a_newer_release_is_left_alone(engine: Engine) -> None:
     assert caught.value.code == "PACS_SCHEMA"
 
 
+def test_a_version_that_nobody_knows_is_refused_before_anything_changes(engine: Engine) -> None:
+    with engine.begin() as connection:
+        migrate(connection)
+    with pytest.raises(PacsError, match=r"PACS_SCHEMA.*version 99 is not known"), engine.begin() as connection:
+        migrate(connection, target=99)
+    with engine.begin() as connection:
+        assert migrate(connection) == len(MIGRATIONS)
+
+
 def test_insert_new_tells_what_was_new_and_changes_nothing_else(engine: Engine) -> None:
     def row(name: str, pid: int) -> dict[str, object]:
         return {"executor_id": name, "host": "h", "pid": pid, "renewed_at": 0.0, "released_at": None}

@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 from safetensors.numpy import load_file, save_file
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
 from typer.testing import CliRunner
 
 from accunet_monai.bundle import manifest_digest, write_manifest
@@ -29,7 +29,7 @@ from accunet_monai.pacs.serving import Serving
 from accunet_monai.pacs.settings import Web
 from accunet_monai.pacs.shadow import compare_shadow
 from accunet_monai.pacs.steps import Steps
-from accunet_monai.pacs.tables import jobs
+from accunet_monai.pacs.tables import jobs, revision_instances
 from accunet_monai.pacs.web import read_token
 from accunet_monai.volumes import read_seg
 from tests.pacs.processes import Process, wait_until, worker
@@ -102,6 +102,37 @@ def test_a_bundle_in_shadow_mode_is_compared_and_not_delivered(
     assert (comparison["shadow_job"], comparison["live_job"]) == ("shadow", live)
     forgotten = Process(lambda: forget(tmp_path), tmp_path / "forget.log")
     assert forgotten.wait() == 0, (tmp_path / "forget.log").read_text()
+    engine.dispose()
+
+
+def test_pairs_that_cannot_be_compared_are_counted_and_keep_none_from_the_others(
+    tmp_path: Path, tiny_verified_bundle: Path
+) -> None:
+    site = made_site(tmp_path, bundle=tiny_verified_bundle)
+    engine, decoder = opened(site), Decoder(2**32)
+    steps = Steps(site, engine, Lease(engine), Models(site), decoder)
+    for seed in range(3):
+        job = received(engine, site, made_series(tmp_path / str(seed), 710 + seed))
+        assert steps.segment(job, 0) is None
+        with engine.begin() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.id == job)).one()._asdict()
+            other = {"id": f"live{seed}", "bundle": "live", "shadow": 0}
+            connection.execute(insert(jobs).values(**(row | other)))
+            if seed == 2:  # the newest: as retention leaves it
+                gone = revision_instances.c.revision_id == row["revision_id"]
+                connection.execute(delete(revision_instances).where(gone))
+        if seed == 1:
+            (site.storage / row["seg_file"]).write_bytes(b"damaged")
+    removed, damaged, compared = compare_shadow(site, engine, "copied_bundle")
+    assert (removed["live_job"], removed["code"]) == ("live2", "INSTANCE_MISSING")
+    assert (damaged["live_job"], damaged["code"]) == ("live1", "SEG_CHANGED")
+    assert (compared["live_job"], compared["differing"]) == ("live0", 0)
+    said = CliRunner().invoke(app, ["pacs", "shadow", str(tmp_path / "site.yaml"), "copied_bundle"])
+    assert said.exit_code == 0
+    first, *others = said.stdout.splitlines()
+    assert "0 of 1024 voxels differ" in first
+    assert others == ["not compared: 1 (INSTANCE_MISSING)", "not compared: 1 (SEG_CHANGED)"]
+    decoder.close()
     engine.dispose()
 
 

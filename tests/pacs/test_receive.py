@@ -12,6 +12,7 @@ import struct
 import threading
 import time
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from sqlalchemy.exc import OperationalError
 
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs.acceptor import Peers
-from accunet_monai.pacs.database import open_database, reading
+from accunet_monai.pacs.database import make_engine, open_database, reading
 from accunet_monai.pacs.inbox import OpenSite
 from accunet_monai.pacs.receive import Receiver
 from accunet_monai.pacs.settings import Peer, Site
 from accunet_monai.pacs.storage import MARK
-from accunet_monai.pacs.tables import asides, association_series, instances, series
+from accunet_monai.pacs.tables import asides, association_series, instances, series, storage_mark
 from tests.conftest import Require
 from tests.pacs.receiving import (
     ROOT,
@@ -479,3 +480,48 @@ def test_a_database_without_its_storage_is_refused(tmp_path: Path) -> None:
     (site.storage / MARK).unlink()
     with pytest.raises(PacsError, match="STORAGE_MISSING"):
         OpenSite(site)
+
+
+def test_another_storage_is_refused_and_the_own_one_taken_again(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'state.sqlite3'}"
+    here, elsewhere = (plain_site(tmp_path / name, database=database) for name in ("here", "elsewhere"))
+    OpenSite(here).close()  # nothing was received yet
+    with pytest.raises(PacsError, match="STORAGE_MISSING"):
+        OpenSite(elsewhere)
+    assert not elsewhere.storage.exists()
+    other = plain_site(tmp_path / "other")
+    OpenSite(other).close()
+    (elsewhere.storage).mkdir(parents=True)
+    shutil.copy(other.storage / MARK, elsewhere.storage / MARK)
+    with pytest.raises(PacsError, match="STORAGE_MISSING"):
+        OpenSite(elsewhere)
+    shutil.copy(here.storage / MARK, elsewhere.storage / MARK)  # the same share, mounted elsewhere
+    OpenSite(elsewhere).close()
+
+
+def test_a_database_of_a_release_that_named_no_storage_takes_the_one_that_is_there(tmp_path: Path) -> None:
+    site = plain_site(tmp_path, database=f"sqlite:///{tmp_path / 'state.sqlite3'}")
+    with receiving(site) as receiver, RawPeer(receiver.port) as peer:
+        peer.store(instance(1))
+    engine = make_engine(site.database_url)
+    for mark, refused in (((site.storage / MARK).read_bytes(), False), (None, True)):
+        with engine.begin() as connection:
+            connection.execute(storage_mark.delete())
+        if mark is None:
+            (site.storage / MARK).unlink()
+        with pytest.raises(PacsError, match="STORAGE_MISSING") if refused else nullcontext():
+            OpenSite(site).close()
+    engine.dispose()
+
+
+def test_nothing_is_received_while_the_storage_is_away(tmp_path: Path) -> None:
+    site = plain_site(tmp_path, database=f"sqlite:///{tmp_path / 'state.sqlite3'}")
+    with receiving(site) as receiver, RawPeer(receiver.port) as peer:
+        assert peer.store(instance(1)) == 0x0000
+        site.storage.rename(tmp_path / "away")
+        site.storage.mkdir()  # where it was mounted
+        assert peer.store(instance(2)) == 0xA700
+        assert list(site.storage.iterdir()) == []
+        site.storage.rmdir()
+        (tmp_path / "away").rename(site.storage)
+        assert peer.store(instance(2)) == 0x0000

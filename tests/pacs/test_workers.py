@@ -20,15 +20,17 @@ from accunet_monai.pacs import audit, segmenting
 from accunet_monai.pacs import steps as steps_module
 from accunet_monai.pacs.database import reading
 from accunet_monai.pacs.decoding import Decoder
-from accunet_monai.pacs.jobs import ENDED, counts, find_job
+from accunet_monai.pacs.jobs import ENDED, counts, find_job, retry
 from accunet_monai.pacs.leases import Lease
 from accunet_monai.pacs.queue import CONCURRENCY
 from accunet_monai.pacs.replay import replay
+from accunet_monai.pacs.results import stored_file
 from accunet_monai.pacs.settings import Site
 from accunet_monai.pacs.status import drain, resume
 from accunet_monai.pacs.steps import Steps
+from accunet_monai.pacs.storage import MARK
 from accunet_monai.pacs.tables import audit as audit_table
-from accunet_monai.pacs.tables import jobs, revisions
+from accunet_monai.pacs.tables import deliveries, jobs, revisions
 from accunet_monai.pacs.worker import Worker
 from tests import made_bundle
 from tests.pacs.processes import wait_until, worker
@@ -45,14 +47,21 @@ class Archive:
         self.sent: list[str] = []
         self.kept: list[pydicom.Dataset] = []
         self.away: Callable[[], object] | None = None
+        self.breaks = False
+        self.late = False
+        """Asked for something, it says nothing in time."""
 
     def send(self, file: Path) -> None:
         self._answer()
+        if self.breaks:
+            raise PacsError("PACS_UNREACHABLE", "the association was lost while sending.")
         self.kept.append(pydicom.dcmread(file))
         self.sent.append(str(self.kept[-1].SOPInstanceUID))
 
     def has(self, file: Path) -> bool:
         self._answer()
+        if self.late:
+            raise PacsError("NOT_COMMITTED", "it has not said whether it keeps the object.")
         return pydicom.dcmread(file).SOPInstanceUID in self.sent
 
     def _answer(self) -> None:
@@ -451,3 +460,145 @@ def test_a_job_that_waits_for_the_network_is_not_late(
     decoder.close()
     assert len(seen) == 5  # what `step_seconds` counts from begins anew
     engine.dispose()
+
+
+def delivered(steps: Steps, job: str) -> tuple[str, str | None]:
+    """State and code of the delivery to the archive."""
+    with reading(steps.engine) as connection:
+        query = select(deliveries.c.state, deliveries.c.code).where(deliveries.c.job_id == job)
+        state, code = connection.execute(query).one()
+    return state, code
+
+
+def stored_result(steps: Steps, tmp_path: Path, seed: int) -> tuple[str, Path]:
+    """A job whose SEG is stored and of which nothing was sent, and where the SEG lies."""
+    job = received(steps.engine, steps.site, made_series(tmp_path / "series", seed))
+    assert steps.segment(job, 0) is None
+    return job, steps.site.storage / find_job(steps.engine, job).seg_file
+
+
+def test_a_worker_whose_network_hangs_ends_and_others_do_its_jobs(
+    tmp_path: Path, tiny_verified_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {"lease_seconds": 2, "renew_seconds": 0.5, "backoff_seconds": 0.2, "step_seconds": 6, "device": "cpu"}
+    site = made_site(tmp_path, bundle=tiny_verified_bundle, jobs=times)
+    engine = opened(site)
+    for seed in range(2):
+        received(engine, site, made_series(tmp_path / str(seed), 770 + seed))
+    with monkeypatch.context() as patch:
+        patch.setattr(segmenting, "TURN_SECONDS", 0.5)  # the second job renews its time and is never late
+        patch.setattr(Predictor, "predict", lambda *_: time.sleep(600))
+        hangs = worker(site, tmp_path / "hangs.log")
+    assert hangs.wait(40) == 1  # LEASE_LOST, which the command makes 75
+    assert '"network_hangs"' in (tmp_path / "hangs.log").read_text(encoding="utf-8")
+    other = worker(site, tmp_path / "other.log")
+    try:
+        wait_until(lambda: counts(engine) == {"done": 2})
+    finally:
+        other.send(signal.SIGTERM)
+        assert other.wait() == 0
+        engine.dispose()
+
+
+def test_a_result_that_cannot_be_read_for_a_while_is_sent_later(alone: tuple[Steps, Archive], tmp_path: Path) -> None:
+    steps, archive = alone
+    job, seg = stored_result(steps, tmp_path, 780)
+    mark = steps.site.storage / MARK
+    seg.rename(tmp_path / "seg.dcm")
+    mark.rename(tmp_path / "mark")  # as where the share is not mounted
+    assert run(steps, job) == "queued"
+    assert find_job(steps.engine, job).code == "RESULT_UNREADABLE"
+    (tmp_path / "mark").rename(mark)
+    seg.mkdir()  # reading it is an error of the file system
+    assert run(steps, job, 1) == "queued"
+    assert find_job(steps.engine, job).code == "RESULT_UNREADABLE"
+    seg.rmdir()
+    (tmp_path / "seg.dcm").rename(seg)
+    assert run(steps, job, 2) == "done"
+    assert archive.sent == [find_job(steps.engine, job).seg_sop_uid]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-1])])
+def test_a_result_that_is_lost_before_anything_was_sent_is_made_again(
+    alone: tuple[Steps, Archive], tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    steps, archive = alone
+    job, seg = stored_result(steps, tmp_path, 781)
+    before = seg.read_bytes()
+    damage(seg)
+    steps.finish(job, 0, steps.send(job, 0, "archive"))
+    assert (find_job(steps.engine, job).state, find_job(steps.engine, job).code) == ("dead", "SEG_CHANGED")
+    retry(steps.engine, job)
+    assert run(steps, job, 1) == "done"
+    row = find_job(steps.engine, job)
+    assert stored_file(steps.site, row.seg_file, row.seg_sha256).read_bytes() == before
+    assert archive.sent == [row.seg_sop_uid]
+
+
+def test_a_result_that_is_lost_after_it_was_sent_has_to_be_put_back(
+    alone: tuple[Steps, Archive], tmp_path: Path
+) -> None:
+    steps, archive = alone
+    job, seg = stored_result(steps, tmp_path, 782)
+    archive.breaks = True
+    assert run(steps, job) == "queued"
+    archive.breaks = False
+    seg.rename(tmp_path / "seg.dcm")
+    assert run(steps, job, 1) == "dead"
+    assert find_job(steps.engine, job).code == "SEG_LOST"
+    (tmp_path / "seg.dcm").rename(seg)
+    retry(steps.engine, job)
+    assert run(steps, job, 2) == "done"
+    assert archive.sent == [find_job(steps.engine, job).seg_sop_uid]
+
+
+def test_what_a_pacs_does_not_speak_of_is_sent_again_and_confirmed_by_its_word_alone(
+    alone: tuple[Steps, Archive], tmp_path: Path
+) -> None:
+    steps, archive = alone
+    job, _ = stored_result(steps, tmp_path, 783)
+    archive.breaks = archive.late = True
+    assert run(steps, job) == "queued"
+    archive.breaks = False
+    assert run(steps, job, 1) == "queued"
+    assert archive.sent == [find_job(steps.engine, job).seg_sop_uid]
+    assert delivered(steps, job) == ("failed", "NOT_COMMITTED")
+    archive.late = False
+    assert run(steps, job, 2) == "done"
+    assert len(archive.sent) == 1
+    assert delivered(steps, job) == ("confirmed", None)
+
+
+def in_shadow(steps: Steps) -> Steps:
+    """The same after the bundle was set to shadow mode, without destinations, and the worker started again."""
+    shadow = steps.site.bundles[0].model_copy(update={"shadow": True, "destinations": ()})
+    site = steps.site.model_copy(update={"bundles": (shadow,), "destinations": ()})
+    return Steps(site, steps.engine, steps.lease, segmenting.Models(site), steps.decoder)
+
+
+@pytest.mark.parametrize("begun", ["queued", "stored", "tried", "sent"])
+def test_nothing_is_sent_for_a_bundle_that_is_in_shadow_mode_by_now(
+    alone: tuple[Steps, Archive], tmp_path: Path, begun: str
+) -> None:
+    steps, archive = alone
+    job, attempt = received(steps.engine, steps.site, made_series(tmp_path / "series", 784)), 0
+    if begun == "stored":
+        assert steps.segment(job, 0) is None
+    elif begun in ("tried", "sent"):
+        archive.breaks, archive.late, attempt = begun == "tried", begun == "sent", 1
+        assert run(steps, job) == "queued"
+        archive.breaks = archive.late = False
+    before = list(archive.sent)
+    archive.away = lambda: pytest.fail("it was called")
+    later = in_shadow(steps)
+    code = later.segment(job, attempt)
+    for name in later.destinations(job):
+        for step in (later.send, later.confirm, later.reject):
+            code = code or step(job, attempt, name)
+    assert later.finish(job, attempt, code) is None
+    row = find_job(steps.engine, job)
+    assert (row.state, row.code) == ("done", "SHADOW")
+    assert row.shadow == (begun in ("queued", "stored"))
+    assert archive.sent == before
+    if begun != "queued":
+        assert delivered(steps, job) == ("failed", "SHADOW")
