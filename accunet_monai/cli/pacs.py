@@ -84,7 +84,7 @@ def batch(
         list[str] | None, typer.Option("--query", metavar="KEY=VALUE", help="What must match; may be repeated.")
     ] = None,
     by: Annotated[str, typer.Option(help="get, move or dicomweb.")] = "get",
-    days: Annotated[int, typer.Option(help="Back from today by StudyDate, if no date is asked for.")] = 1,
+    days: Annotated[int, typer.Option(min=1, help="Back from today by StudyDate, if no date is asked for.")] = 1,
     priority: Annotated[int, typer.Option(help="Of the jobs; higher goes first.")] = 0,
     per_minute: Annotated[float | None, typer.Option("--per-minute", help="Instances at most.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be fetched, and fetch nothing.")] = False,

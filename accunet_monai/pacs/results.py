@@ -15,7 +15,7 @@ import pydicom
 
 from accunet_monai.errors import PacsError
 from accunet_monai.pacs.settings import Site
-from accunet_monai.pacs.storage import MARK
+from accunet_monai.pacs.storage import MARK, sync_folder
 
 RESULTS = "results"
 WORK = "work"
@@ -80,15 +80,6 @@ def scratch(site: Site) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """What was renamed into a folder is on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -62,7 +62,8 @@ class Storage:
         except OSError as error:
             raise PacsError("STORAGE_WRITE", f"cannot be written ({error.strerror}).", path=self.folder) from error
         if known is None or self._mark() != known:
-            hint = "Mount it; a worker that cannot see the storage must not start."
+            hint = f"Mount it, for nothing starts without it. Of one that was restored, {MARK} may be missing"
+            hint += f": it says {known}." if known else "."
             raise PacsError("STORAGE_MISSING", "this is not the database's storage.", path=self.folder, hint=hint)
         self.refresh(engine)
 
@@ -80,7 +81,7 @@ class Storage:
         if found is None and known == own:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / MARK).write_text(own + "\n", encoding="ascii")
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         return known
 
     def _mark(self) -> str | None:
@@ -149,7 +150,7 @@ class Storage:
             os.fsync(handle)
         incoming.rename(target)
         os.fsync(handle)
-        _sync_folder(folder)
+        sync_folder(folder)
         return target.relative_to(self.folder).as_posix()
 
     def path(self, file: str, sha256: str) -> Path:
@@ -202,7 +203,7 @@ class Storage:
         for part in (self.folder / "instances", folder.parent, folder):
             if not part.is_dir():
                 part.mkdir(exist_ok=True)
-                _sync_folder(part.parent)
+                sync_folder(part.parent)
         self._made.add(folder)
         if len(self._made) > 10_000:
             self._made.clear()
@@ -346,7 +347,8 @@ def _is_deflated(syntax: str) -> bool:
     return syntax == DeflatedExplicitVRLittleEndian
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """What was renamed into a folder is on disk."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
