@@ -6,7 +6,7 @@ from accunet_monai.datasets.digest import content_digest, dataset_digest
 from accunet_monai.datasets.download import download_decathlon
 from accunet_monai.datasets.layouts import Listing, labelled_cases, list_dataset
 from accunet_monai.datasets.pictures import PICTURE_SETS, picture_cases, picture_set, read_picture_case
-from accunet_monai.datasets.splits import Split, folds_by_subject, read_split
+from accunet_monai.datasets.splits import Split, cases_for_folds, folds_by_subject, read_split
 
 __all__ = [
     "PICTURE_SETS",
@@ -14,6 +14,7 @@ __all__ = [
     "Listing",
     "Split",
     "case_name",
+    "cases_for_folds",
     "content_digest",
     "count_labels",
     "dataset_digest",

@@ -68,6 +68,7 @@ def chosen_cases(
         split = read_split(split_file)
         for name, case in cases.items():
             case["subject"] = split.subject(name, case["subject"])
+        split.check_leak({name: case["subject"] for name, case in cases.items()})
         if part is not None:
             names = _known(split.part(part, fold), cases, part, split_file)
     chosen = [cases[name] for name in names][:limit]

@@ -8,9 +8,14 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accunet_monai.errors import DatasetError
+
+TRAINED = ("training", "validation")
+"""The parts that folds take the place of; all others are held out."""
+
+_Case = TypeVar("_Case", bound=Mapping[str, Any])
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Split:
         Raises:
             DatasetError: ``SPLIT_INVALID``.
         """
-        if fold is not None and name in ("training", "validation"):
+        if fold is not None and name in TRAINED:
             if not 0 <= fold < len(self.folds):
                 hint = f"It has {len(self.folds)} folds, counted from 0."
                 raise DatasetError("SPLIT_INVALID", f"there is no fold {fold}.", path=self.path, hint=hint)
@@ -50,6 +55,21 @@ class Split:
             hint = f"It has {', '.join(self.parts)}."
             raise DatasetError("SPLIT_INVALID", f"there is no part {name!r}.", path=self.path, hint=hint)
         return self.parts[name]
+
+    def check_leak(self, subjects: Mapping[str, str] | None = None) -> None:
+        """Refuse a subject that is in two parts or in two folds, or in a fold and in a part that is held out.
+
+        Args:
+            subjects: case name → subject where the dataset itself names them; by default those of the file.
+
+        Raises:
+            DatasetError: ``SPLIT_LEAK``.
+        """
+        known = self.subjects if subjects is None else {**self.subjects, **subjects}
+        folds = [(f"fold {number}", members) for number, members in enumerate(self.folds)]
+        held_out = [(name, members) for name, members in self.parts.items() if name not in TRAINED]
+        _check_leak(self.parts.items(), known, self.path)
+        _check_leak([*folds, *held_out], known, self.path)
 
 
 def read_split(path: str | os.PathLike[str]) -> Split:
@@ -74,10 +94,26 @@ def read_split(path: str | os.PathLike[str]) -> Split:
             raise TypeError("folds must be lists of case names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError("SPLIT_INVALID", f"not a split file ({error!r}).", path=file) from error
-    _check_leak(parts.items(), subjects, file)
-    held_out = [(name, members) for name, members in parts.items() if name not in ("training", "validation")]
-    _check_leak([*((f"fold {number}", members) for number, members in enumerate(folds)), *held_out], subjects, file)
-    return Split(file, subjects, parts, folds)
+    split = Split(file, subjects, parts, folds)
+    split.check_leak()
+    return split
+
+
+def cases_for_folds(cases: Sequence[_Case], parts: Mapping[str, Sequence[str]]) -> list[_Case]:
+    """The cases that folds may be drawn from: those of training and validation.
+
+    Where these are not given: all but those of subjects that another part, say ``test``, holds out.
+
+    Args:
+        cases: with ``case`` and ``subject``.
+        parts: name → case names.
+    """
+    if set(TRAINED) <= parts.keys():
+        trained = {name for part in TRAINED for name in parts[part]}
+        return [case for case in cases if case["case"] in trained]
+    elsewhere = {name for part, members in parts.items() if part not in TRAINED for name in members}
+    held_out = {case["subject"] for case in cases if case["case"] in elsewhere}
+    return [case for case in cases if case["subject"] not in held_out]
 
 
 def folds_by_subject(cases: Iterable[Mapping[str, Any]], folds: int = 5, seed: int = 0) -> list[list[str]]:

@@ -63,7 +63,11 @@ class Reliability:
 
 
 def count_reliability(
-    probabilities: npt.NDArray[Any], reference: npt.NDArray[Any], labels: Mapping[int, str], bins: int = BINS
+    probabilities: npt.NDArray[Any],
+    reference: npt.NDArray[Any],
+    labels: Mapping[int, str],
+    bins: int = BINS,
+    ignore_label: int | None = None,
 ) -> Reliability:
     """Count the voxels of a case by the probability that they were given of each label.
 
@@ -73,16 +77,18 @@ def count_reliability(
         reference: label map (*spatial).
         labels: label value → name.
         bins: of equal width.
+        ignore_label: voxels with this value in the reference are not counted.
 
     Raises:
         ValueError: shapes that do not belong together.
     """
     if probabilities.shape[1:] != reference.shape:
         raise ValueError(f"probabilities {probabilities.shape} and reference {reference.shape} differ in shape")
+    counted = np.ones(reference.shape, bool) if ignore_label is None else reference != ignore_label
     counts = np.zeros((3, len(labels), bins))
     for index, value in enumerate(labels):
-        given = probabilities[0 if len(probabilities) == 1 else value].ravel()
+        given = probabilities[0 if len(probabilities) == 1 else value][counted]
         place = np.minimum((given * bins).astype(np.int64), bins - 1)
-        for row, weights in enumerate((None, given, (reference == value).ravel())):
+        for row, weights in enumerate((None, given, reference[counted] == value)):
             counts[row, index] = np.bincount(place, weights, bins)
     return Reliability(tuple(labels.values()), *counts)

@@ -11,9 +11,10 @@ import numpy as np
 
 from accunet_monai.datasets import Listing, folds_by_subject
 from accunet_monai.errors import DatasetError, did_you_mean
-from accunet_monai.planning.examination import Examination
+from accunet_monai.planning.examination import Examination, trained_on
 from accunet_monai.planning.facts import CaseFacts
 from accunet_monai.planning.memory import largest_batch, training_bytes
+from accunet_monai.planning.sides import has_side, unnamed
 
 AXES = ("left to right (sagittal slices)", "back to front (coronal slices)", "bottom to top (axial slices)")
 
@@ -30,6 +31,9 @@ SAME_SPACING = 0.05
 CLEARLY = 0.95
 """Another axis is preferred to axial slices where those cover less than this share of what it does."""
 
+NARROW = 32
+"""No slice has a side of fewer voxels, or of an eighth of the other's, where slicing along that side avoids it."""
+
 LARGEST_PLANE = 320
 """Pixels of a side up to which whole slices are trained on."""
 
@@ -37,7 +41,11 @@ CROP = 256
 STEPS = 7000
 """Steps of the shipped hippocampus bundle's training, of similar size; a first training should take hours, not days."""
 
-SIDES = ("left", "right")
+BARE = 0.2
+"""At most this share of the slices that are drawn has no label."""
+
+LAST = 1e-4
+"""Weight of slices without a label that come only when all others are drawn."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,8 @@ def make_plan(
         plan.choose("modality", found.modality, "as declared" if found.listing.channels else "as the intensities look")
         _choose_planes(plan, found.facts)
         _choose_intensities(plan, found)
-        _choose_network(plan, found, memory_gib, gpu)
         _choose_sampling(plan, found)
+        _choose_network(plan, found, memory_gib, gpu)
         _choose_training(plan, found)
         _choose_cache(plan, found, memory_gib)
     except (TypeError, ValueError, IndexError) as error:
@@ -144,9 +152,7 @@ def _choose_planes(plan: Plan, facts: Sequence[CaseFacts]) -> None:
     else:
         reason = f"the median; cases have up to {off:.0%} more or less, and the network sees pixels, not mm"
         pixels = plan.choose("in_plane_spacing", target, reason)
-    scale = np.ones(2) if pixels is None else every / np.asarray(pixels)
-    sizes = np.array([fact.shape for fact in facts])[:, [rows, columns]] * scale
-    largest = [math.ceil(size - 1e-6) for size in sizes.max(axis=0)]
+    largest = _largest_plane(plan, facts)
     roi = [min(-(-size // 16) * 16, LARGEST_PLANE) for size in largest]
     if max(largest) <= LARGEST_PLANE:
         reason = (
@@ -154,7 +160,8 @@ def _choose_planes(plan: Plan, facts: Sequence[CaseFacts]) -> None:
         )
     else:
         roi = [min(size, CROP) for size in roi]
-        reason = f"parts of slices of up to {largest[0]} × {largest[1]} pixels, drawn at random, with the label in view"
+        told = f"parts of slices of up to {largest[0]} × {largest[1]} pixels"
+        reason = f"{told}, drawn at random; balance keeps a label in view where the slice has one"
     plan.choose("roi_size", roi, reason)
     distance = float(spacing[axis] / (np.mean(pixels) if pixels is not None else pixel.mean()))
     near = f"neighbouring slices are {spacing[axis]:.3g} mm apart, {distance:.2g} times as far as pixels:"
@@ -164,13 +171,27 @@ def _choose_planes(plan: Plan, facts: Sequence[CaseFacts]) -> None:
         plan.choose("context_slices", 0, f"{near} too far to show the same")
 
 
+def _largest_plane(plan: Plan, facts: Sequence[CaseFacts]) -> list[int]:
+    """Rows and columns of the largest slice, in the pixels that are trained on."""
+    plane = list(in_plane(plan["slicing_axis"]))
+    sizes = np.array([fact.shape for fact in facts])[:, plane].astype(float)
+    if plan["in_plane_spacing"] is not None:
+        sizes *= np.array([fact.spacing for fact in facts])[:, plane] / np.asarray(plan["in_plane_spacing"])
+    return [math.ceil(size - 1e-6) for size in sizes.max(axis=0)]
+
+
 def _slicing_axis(spacing: Any, facts: Sequence[CaseFacts]) -> tuple[int, str]:
+    shape = np.median([fact.shape for fact in facts], axis=0)
+    short, second = (int(axis) for axis in np.argsort(shape)[:2])
+    narrow = shape[short] < max(min(NARROW, shape[second] / 2), shape[second] / 8)
     order = np.argsort(spacing)
-    ratio = float(spacing[order[2]] / spacing[order[1]])
+    axis = int(order[2])
+    ratio = float(spacing[axis] / spacing[order[1]])
     shown = " × ".join(f"{size:.3g}" for size in spacing)
-    if ratio >= ANISOTROPIC:
-        axis = int(order[2])
+    if ratio >= ANISOTROPIC and (axis == short or not narrow):
         return axis, f"{AXES[axis]}: voxels of {shown} mm, this axis is {ratio:.2g} times as coarse"
+    if narrow:
+        return short, f"{AXES[short]}: slices along another axis would be {shape[short]:g} voxels wide"
     coverage = np.mean([fact.coverage for fact in facts], axis=0)
     axis = int(coverage.argmax())
     if coverage[2] >= CLEARLY * coverage[axis]:
@@ -213,7 +234,9 @@ def _choose_network(plan: Plan, found: Examination, memory_gib: float, gpu: bool
     reason = f"batches of 8 take about {taken(8, fitting) / 2**30:.2g} of {memory_gib:.3g} GiB"
     reason += "" if gpu else "; no GPU here, where the paper's 32 takes three to four times as long as 16"
     width = plan.choose("width", fitting, reason)
-    batch = largest_batch(available, rows, columns, width, channels, classes, most=16)
+    half = max(_drawn(plan, found.facts) // 2, 1)  # what the smallest training draws in an epoch
+    most = min(16, 2 ** (half.bit_length() - 1))
+    batch = largest_batch(available, rows, columns, width, channels, classes, most)
     if not batch:
         raise DatasetError(
             "PLAN_MEMORY",
@@ -221,32 +244,77 @@ def _choose_network(plan: Plan, found: Examination, memory_gib: float, gpu: bool
             f"{memory_gib:.3g} are given.",
             hint="Give more --memory, or --set roi_size or width.",
         )
-    reason = f"about {taken(batch, width) / 2**30:.2g} GiB; more than 16 would leave fewer steps to an epoch"
+    reason = f"about {taken(batch, width) / 2**30:.2g} GiB; with more than {most} an epoch would have few steps"
     plan.choose("batch_size", batch, reason)
 
 
 def _choose_sampling(plan: Plan, found: Examination) -> None:
     axis, facts = plan["slicing_axis"], found.facts
-    slices = sum(fact.shape[axis] for fact in facts)
-    bare = sum(fact.empty[axis] * fact.shape[axis] for fact in facts) / slices
-    weight = 1.0 if bare <= 0.2 else round(max(0.05, 0.25 * (1 - bare) / bare), 2)
-    reason = f"{bare:.0%} of the slices have no label"
-    plan.choose("empty", weight, reason + ("" if weight == 1.0 else "; so weighted, about one in five that are drawn"))
     totals: dict[int, int] = {}
     for fact in facts:
         for value, count in fact.slices_with[axis].items():
             totals[value] = totals.get(value, 0) + count
-    present = {value: count for value, count in totals.items() if value in found.listing.labels}
     names = found.listing.labels
+    present = {value: count for value, count in totals.items() if value in names}
     rare, common = min(present, key=lambda v: present[v]), max(present, key=lambda v: present[v])
-    told = f"{names[rare]} is in {present[rare]} slices, {names[common]} in {present[common]}"
+    told = f"{names[rare]} is in {present[rare]} slices, {names[common]} in {present[common]}: "
     uneven = present[rare] < 0.2 * present[common]
-    plan.choose("balance", uneven, f"{told}: " + ("each label is drawn equally often" if uneven else "even enough"))
-    sided = sorted(name for name in names.values() if any(side in name.lower() for side in SIDES))
+    cropped = any(size > roi for size, roi in zip(_largest_plane(plan, facts), plan["roi_size"], strict=True))
+    if cropped:
+        told = "slices are cropped, and only what is drawn for a label is cropped around it: "
+    reason = told + ("each label is drawn equally often" if uneven or cropped else "even enough")
+    balance = plan.choose("balance", uneven or cropped, reason)
+    _choose_empty(plan, found, len(totals) if balance else 0)
+    _choose_mirror(plan, names)
+
+
+def _choose_empty(plan: Plan, found: Examination, balanced: int) -> None:
+    """How many slices are drawn, and how many of these have no label.
+
+    Args:
+        plan: so far.
+        found: the examined dataset.
+        balanced: number of labels that are drawn equally often, 0 where each slice is.
+    """
+    axis = plan["slicing_axis"]
+    slices = sum(fact.shape[axis] for fact in found.facts)
+    bare = sum(fact.empty[axis] * fact.shape[axis] for fact in found.facts) / slices
+    share = min(bare, BARE)
+    told = f"{bare:.0%} of the slices have no label"
+    if balanced:  # they count as one more label
+        weight = float(f"{balanced * share / (1 - share):.3g}")
+        told += f"; of this weight beside {balanced} labels of weight 1 they are {share:.0%} of those drawn"
+    elif bare > BARE:
+        weight = LAST
+        told += "; of this weight they come after all others, see slices_per_epoch"
+    else:
+        weight = 1.0
+    share = share if plan.choose("empty", weight, told) else 0.0
+    number = float(f"{(1 - bare) / (1 - share):.4g}")
+    told = f"{number:.0%} of all slices, as many as have a label"
+    told += f" and so many more that {share:.0%} have none" if share else ""
+    plan.choose("slices_per_epoch", number, told)
+
+
+def _choose_mirror(plan: Plan, names: Mapping[int, str]) -> None:
+    sided = sorted(name for name in names.values() if has_side(name))
+    nameless = unnamed(names.values())
     if sided:
         plan.choose("mirror_left_right", False, f"labels know their side, e.g. {sided[0]}")
+    elif len(nameless) > 1:
+        reason = f"labels without a name, e.g. {nameless[0]}, may be of one side; true where none is"
+        plan.choose("mirror_left_right", False, reason)
     else:
         plan.choose("mirror_left_right", True, "no label's name says left or right")
+
+
+def _drawn(plan: Plan, facts: Sequence[CaseFacts]) -> int:
+    """Slices that an epoch would draw of all cases."""
+    slices = sum(fact.shape[plan["slicing_axis"]] for fact in facts)
+    stated = plan["slices_per_epoch"]
+    if stated is None:
+        return slices
+    return round(stated * slices) if isinstance(stated, float) else int(stated)
 
 
 def _choose_training(plan: Plan, found: Examination) -> None:
@@ -260,15 +328,14 @@ def _choose_training(plan: Plan, found: Examination) -> None:
     share = sum(count for fact in found.facts for value, count in fact.counts.items() if value in names) / voxels
     reason = f"Dice for labels that are small ({share:.2%} of all voxels), cross-entropy for steady gradients"
     plan.choose("loss", "dice_ce", reason)
-    subjects = len({fact.subject for fact in found.facts})
     if found.split is not None and found.split.folds:
         plan.choose("folds", len(found.split.folds), "as the given split has them")
     else:
-        number = min(5, subjects)
-        plan.choose(
-            "folds", number, f"{len(found.facts)} cases of {subjects} subjects; a subject's cases stay together"
-        )
-    slices = sum(fact.shape[plan["slicing_axis"]] for fact in found.facts) * (plan["folds"] - 1) // plan["folds"]
+        trained = trained_on(found.facts, found.split)
+        subjects = len({fact.subject for fact in trained})
+        told = f"{len(trained)} cases of {subjects} subjects; a subject's cases stay together"
+        plan.choose("folds", min(5, subjects), told)
+    slices = _drawn(plan, found.facts) * (plan["folds"] - 1) // plan["folds"]
     steps = max(1, slices // plan["batch_size"])
     epochs = int(np.clip(round(STEPS / steps), 10, 400))
     plan.choose("max_epochs", epochs, f"about {epochs * steps} steps of {steps} an epoch; watch the curve and set more")
@@ -304,7 +371,8 @@ def split_of(found: Examination, plan: Plan) -> dict[str, Any]:
     if given is not None and absent:
         message = f"{len(absent)} of its cases are not in the dataset, e.g. {', '.join(absent[:3])}."
         raise DatasetError("SPLIT_INVALID", message, path=given.path)
-    folds = folds or folds_by_subject(({"case": c, "subject": s} for c, s in cases.items()), plan["folds"])
+    drawn = [{"case": fact.case, "subject": fact.subject} for fact in trained_on(found.facts, given)]
+    folds = folds or folds_by_subject(drawn, plan["folds"])
     if not {"training", "validation"} <= parts.keys():
         parts |= {"training": [name for members in folds[1:] for name in members], "validation": folds[0]}
     return {"subjects": cases, "parts": parts, "folds": folds}

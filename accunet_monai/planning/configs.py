@@ -194,7 +194,7 @@ def _training_values(plan: Plan) -> dict[str, Any]:
         ".spatial_dim": plan["slicing_axis"],
         ".context_slices": plan["context_slices"],
         "cache_dir": '$@runs_dir + "/cache"' if plan["cache"] else None,
-        ".slices_per_epoch": 1.0 if plan["balance"] else None,
+        ".slices_per_epoch": plan["slices_per_epoch"],
         ".empty": plan["empty"],
     }
 

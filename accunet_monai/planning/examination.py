@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from accunet_monai.datasets import Listing, Split, read_split
+from accunet_monai.datasets import Listing, Split, cases_for_folds, read_split
 from accunet_monai.datasets.digest import NAMES
 from accunet_monai.errors import AccunetError, DatasetError
 from accunet_monai.planning.facts import CaseFacts, measure
@@ -90,6 +90,7 @@ def examine(
         if found is not None:
             subject = found.subject if split is None else split.subject(found.case, found.subject)
             facts.append(replace(found, subject=subject))
+    problems += _leaks(split, facts)
     modality = _modality(listing, facts)
     kept = [fact for fact in facts if fact.modality == modality] if not listing.channels else facts
     for fact in facts:
@@ -99,8 +100,9 @@ def examine(
     labels = dict(listing.labels) or _names_for(modality, listing)
     labels = _check_labels(labels, kept, listing, problems, warnings)
     problems += _same_images(facts)
-    if len({fact.subject for fact in kept}) < 2 and not problems:
-        message = f"{len(kept)} cases of fewer than two subjects: nobody is left to validate on"
+    trained = trained_on(kept, split)
+    if len({fact.subject for fact in trained}) < 2 and not problems:
+        message = f"{len(trained)} cases of fewer than two subjects: nobody is left to validate on"
         problems.append(Problem("SUBJECTS_TOO_FEW", listing.name, message))
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
@@ -117,6 +119,13 @@ def examine(
     names = {fact.case for fact in kept}
     cases = tuple(case for case in listing.cases if case["case"] in names)
     return Examination(replace(listing, cases=cases, labels=labels), tuple(kept), tuple(warnings), modality, split)
+
+
+def trained_on(facts: Sequence[CaseFacts], split: Split | None) -> list[CaseFacts]:
+    """Those that folds may be drawn from: without the parts that a split holds out."""
+    cases = [{"case": fact.case, "subject": fact.subject} for fact in facts]
+    names = {case["case"] for case in cases_for_folds(cases, {} if split is None else split.parts)}
+    return [fact for fact in facts if fact.case in names]
 
 
 def _read(case: Mapping[str, Any], listing: Listing, problems: list[Problem]) -> CaseFacts | None:
@@ -161,6 +170,17 @@ def _difference(image: Volume, label: Volume) -> str | None:
 def _twice(cases: Sequence[Mapping[str, Any]]) -> list[Problem]:
     counts = Counter(str(case["case"]) for case in cases)
     return [Problem("CASE_TWICE", name, f"{n} cases of this name") for name, n in counts.items() if n > 1]
+
+
+def _leaks(split: Split | None, facts: Sequence[CaseFacts]) -> list[Problem]:
+    """Whether the split leaks with the subjects that the dataset itself names."""
+    if split is None:
+        return []
+    try:
+        split.check_leak({fact.case: fact.subject for fact in facts})
+    except DatasetError as error:
+        return [Problem(error.code, split.path.name, error.message)]
+    return []
 
 
 def _same_images(facts: Sequence[CaseFacts]) -> list[Problem]:

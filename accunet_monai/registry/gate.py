@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from accunet_monai.errors import DatasetError
 from accunet_monai.evaluation import Comparison, Row, compare, read_rows
+from accunet_monai.evaluation.comparison import FEWEST_SUBJECTS
 from accunet_monai.registry.versions import PathLike, find_version
 from accunet_monai.training.tracking import TrackingError
 from accunet_monai.training.tracking.runs import connect, unreachable
@@ -51,8 +53,9 @@ def promote(name: str, version: str, alias: str = CHAMPION, folder: PathLike = "
         compared: ``False`` gives the alias without a comparison.
 
     Raises:
-        TrackingError: ``REGISTRY_WORSE``; ``REGISTRY_NOT_COMPARABLE`` where a run has no table or the tables are of
-            other cases; ``REGISTRY_NO_MODEL``, ``TRACKING_SERVER``.
+        TrackingError: ``REGISTRY_WORSE``; ``REGISTRY_NOT_COMPARABLE`` where a run has no table, the tables are of
+            other cases, of too few subjects for a verdict, or give no interval; ``REGISTRY_NO_MODEL``,
+            ``TRACKING_SERVER``.
     """
     client = connect(folder)
     candidate = find_version(client, f"models:/{name}/{version}")
@@ -71,6 +74,7 @@ def promote(name: str, version: str, alias: str = CHAMPION, folder: PathLike = "
     else:
         comparison = _compared(client, champion.run_id, candidate.run_id)
         said = _said(comparison, str(before))
+        _check_decides(comparison, said)
         if comparison.verdict == "worse":
             raise TrackingError(
                 "REGISTRY_WORSE",
@@ -94,6 +98,18 @@ def _compared(client: MlflowClient, run_a: str | None, run_b: str | None) -> Com
             f"the runs {run_a} and {run_b} cannot be compared ({error}).",
             hint="Evaluate both on the same cases, or decide without a comparison: --not-compared.",
         ) from error
+
+
+def _check_decides(comparison: Comparison, said: str) -> None:
+    """Refuse a comparison that could not say "worse" whatever the two versions find."""
+    few = comparison.subjects < FEWEST_SUBJECTS
+    if few or math.isnan(comparison.overall.low + comparison.overall.high):
+        why = f"there are fewer than {FEWEST_SUBJECTS} subjects" if few else "the change has no interval"
+        raise TrackingError(
+            "REGISTRY_NOT_COMPARABLE",
+            f"no verdict is possible, {why}: {said}.",
+            hint="Evaluate both on more subjects, or decide without a comparison: --not-compared.",
+        )
 
 
 def _rows(client: MlflowClient, run_id: str | None) -> list[Row]:

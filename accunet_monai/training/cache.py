@@ -23,6 +23,7 @@ import numpy as np
 from rich.progress import Progress
 
 from accunet_monai.datasets import content_digest
+from accunet_monai.datasets.digest import content_files
 from accunet_monai.training.planes import Array, as_planes, count_planes, prepare_volume
 from accunet_monai.training.settings_key import describe, settings_key
 from accunet_monai.volumes.atomic import PARTIAL_SUFFIX, atomic_output
@@ -161,7 +162,7 @@ class VolumeCache:
         if not isinstance(value, str | os.PathLike) or not Path(value).exists():
             return describe(value)
         path = Path(value).absolute()
-        states = [_state(file) for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+        states = [_state(file) for file in (sorted(path.rglob("*")) if path.is_dir() else content_files(path))]
         memory = self.folder / "files" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:40]}.json"
         try:
             remembered = json.loads(memory.read_text(encoding="utf-8"))

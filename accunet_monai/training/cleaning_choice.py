@@ -26,7 +26,13 @@ LEAST_GAIN = 1e-4
 """Mean Dice that a way must add to one that does less."""
 
 
-def cleaning_scores(prediction: LabelMap, reference: LabelMap, voxel_mm3: float, labels: Sequence[int]) -> Scores:
+def cleaning_scores(
+    prediction: LabelMap,
+    reference: LabelMap,
+    voxel_mm3: float,
+    labels: Sequence[int],
+    ignore_label: int | None = None,
+) -> Scores:
     """Dice of each label after each way to clean it; NaN where neither has it.
 
     Args:
@@ -34,17 +40,19 @@ def cleaning_scores(prediction: LabelMap, reference: LabelMap, voxel_mm3: float,
         reference: the expert's.
         voxel_mm3: volume of a voxel.
         labels: label values.
+        ignore_label: voxels with this value in the reference are cleaned like all others, but do not count.
 
     Returns:
         (label, way) → Dice.
     """
     scores: Scores = {}
+    counted = np.ones(reference.shape, bool) if ignore_label is None else reference != ignore_label
     for label in labels:
-        expected = reference == label
+        expected = (reference == label) & counted
         for way, steps in CANDIDATES.items():
             largest, holes = ([label] if step in steps else [] for step in ("largest_component", "fill_holes"))
             cleaned = clean_labels(prediction, voxel_mm3, largest_component=largest, fill_holes=holes)
-            found = cleaned == label
+            found = (cleaned == label) & counted
             total = np.count_nonzero(found) + np.count_nonzero(expected)
             scores[label, way] = 2 * np.count_nonzero(found & expected) / total if total else float("nan")
     return scores

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,15 @@ from accunet_monai.bundle import (
     read_plain,
     write_manifest,
 )
-from accunet_monai.datasets import Case, folds_by_subject, labelled_cases, read_split
+from accunet_monai.datasets import (
+    Case,
+    Split,
+    cases_for_folds,
+    content_digest,
+    folds_by_subject,
+    labelled_cases,
+    read_split,
+)
 from accunet_monai.errors import DatasetError
 from accunet_monai.evaluation import (
     Row,
@@ -39,9 +47,18 @@ from accunet_monai.evaluation.report import MOST_CASES
 from accunet_monai.training.bundle_copy import copy_bundle
 from accunet_monai.training.cleaning_choice import choose_cleaning, cleaning_arguments, cleaning_scores
 from accunet_monai.training.handlers import LAST_WEIGHTS
-from accunet_monai.training.resume import is_finished, state_path
+from accunet_monai.training.resume import (
+    STATE_FILE,
+    STATE_FOLDER,
+    check_same,
+    is_finished,
+    resume_changed,
+    state_path,
+)
+from accunet_monai.training.state_file import read_state
 from accunet_monai.training.tracking import ParentRun
-from accunet_monai.volumes import read_first_channel, read_label_map, write_label_map
+from accunet_monai.training.tracking.best import BEST_VALIDATION, BestValidation
+from accunet_monai.volumes import atomic_output, read_first_channel, read_label_map, write_label_map
 from accunet_monai.volumes.cleaning import clean_labels
 from accunet_monai.workflow import config_files, run_config
 
@@ -63,7 +80,8 @@ def cross_validate(
 
     ``output_dir`` gets ``fold_K`` with each training, its predictions (``predictions/CASE.nii.gz``) and ``cases.csv``;
     the table, summary and plots of all cases; and ``bundle``, which predicts with all folds' networks. The folds are
-    those of the bundle's ``split.json``; where it has another number of them they are drawn by subject.
+    those of the bundle's ``split.json``; where it has another number of them they are drawn by subject, from the cases
+    of training and validation. A finished fold is taken only if it was trained on these very cases and settings.
 
     The number at the end is honest: a fold's last weights are taken, not those that its own cases would choose, and how
     its label maps are cleaned is chosen on the other folds' cases.
@@ -83,7 +101,7 @@ def cross_validate(
 
     Raises:
         DatasetError: ``RUN_UNFINISHED`` when there are trainings in ``output_dir``, ``FOLDS_TOO_MANY``,
-            ``FOLDS_PROCESSES``, ``DATASET_…``.
+            ``FOLDS_PROCESSES``, ``RESUME_CHANGED`` (a fold or the folds were others), ``DATASET_…``.
         BundleError: as ``config_files``.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -100,7 +118,7 @@ def cross_validate(
     if not resume and any(state_path(run.folder(number)).exists() for number in wanted):
         hint = "Go on with them (--resume), begin anew (--overwrite), or give another output_dir."
         raise DatasetError("RUN_UNFINISHED", "trainings of folds lie here.", path=run.output_dir, hint=hint)
-    run.prepare()
+    run.prepare(wanted)
     if fold is not None:
         run.train(fold, None)
         return None
@@ -154,16 +172,58 @@ class _CrossValidation:
     def folder(self, fold: int) -> Path:
         return self.output_dir / f"fold_{fold}"
 
-    def prepare(self) -> None:
-        """The bundle that all folds train: with the folds in its split, and label maps not cleaned yet."""
+    def prepare(self, wanted: Iterable[int] = ()) -> None:
+        """The bundle that all folds train: with the folds in its split, and label maps not cleaned yet.
+
+        Args:
+            wanted: folds; what was trained of them must go with this bundle.
+
+        Raises:
+            DatasetError: ``RESUME_CHANGED`` where trainings lie here whose folds, cases or settings were others; then
+                nothing is written.
+        """
+        split, earlier = self._split(), self.bundle / "configs" / "split.json"
+        if earlier.is_file() and any(self.output_dir.glob(f"fold_*/{STATE_FOLDER}/{STATE_FILE}")):
+            changed = _changed_folds(read_split(earlier), split)
+            if changed:
+                hint = f"Give split_file={earlier} to keep the earlier folds, or another output_dir."
+                raise resume_changed(changed, self.output_dir, hint)
+        with tempfile.TemporaryDirectory() as name:
+            made = copy_bundle(self.source, Path(name), self.network, cleaning={}, split=split)
+            for fold in wanted:
+                self._check(fold, made)
+        copy_bundle(self.source, self.bundle, self.network, cleaning={}, split=split)
+
+    def _split(self) -> dict[str, Any]:
+        """The content of the split file, with folds drawn where it has another number of them."""
         split = json.loads(Path(self.split_file).read_text(encoding="utf-8")) if Path(self.split_file).is_file() else {}
         if split:
             read_split(self.split_file)  # refuses what is none
         if len(split.get("folds", [])) != self.folds:
             cases = labelled_cases(self.dataset_dir, self.split_file if split else None)
-            split |= {"folds": folds_by_subject(cases, self.folds, self.seed)}
+            drawn = cases_for_folds(cases, split.get("parts", {}))
+            split |= {"folds": folds_by_subject(drawn, self.folds, self.seed)}
             split |= {"subjects": {case["case"]: case["subject"] for case in cases}, "parts": split.get("parts", {})}
-        copy_bundle(self.source, self.bundle, self.network, cleaning={}, split=split)
+        return split
+
+    def _check(self, fold: int, bundle: Path) -> None:
+        """Refuse a training of a fold that lies here and was one of other cases or settings than the bundle's."""
+        folder, path = self.folder(fold), state_path(self.folder(fold))
+        if not path.is_file():
+            return
+        split, state = read_split(bundle / "configs" / "split.json"), read_state(path)
+        cases = list(split.part("training", fold)[: self.limit])
+        same = {"config": self._merged(self._values(fold), bundle), "cases": cases}
+        kept = state.get("same", {})
+        check_same(state, {key: value for key, value in same.items() if key in kept}, folder)
+        if "cases" in kept:
+            return
+        validated = set(BestValidation(folder / BEST_VALIDATION).read())  # all that is left of an earlier version
+        if not validated:
+            told = f"fold {fold}: warning: its training did not keep which cases it was of; they are not checked"
+            Console().print(told, highlight=False, soft_wrap=True)
+        elif validated != set(split.part("validation", fold)[: self.limit]):
+            raise resume_changed(["cases"], folder)
 
     def train(self, fold: int, parent: str | None) -> None:
         """Train a fold unless that is done."""
@@ -171,10 +231,13 @@ class _CrossValidation:
             Console().print(f"fold {fold}: trained already", highlight=False)
             return
         Console().rule(f"fold {fold} of {self.folds}")
-        values = {**self.overrides, "output_dir": str(self.folder(fold)), "fold": fold, "resume": True}
-        values |= {"split_file": str(self.bundle / "configs" / "split.json")}
-        values |= {} if parent is None else {"parent_run": parent}
+        values = self._values(fold) | ({} if parent is None else {"parent_run": parent})
         run_config(self.bundle, "train", values, self.overlays)
+
+    def _values(self, fold: int) -> dict[str, Any]:
+        """Overrides of a fold's training."""
+        values = {**self.overrides, "output_dir": str(self.folder(fold)), "fold": fold, "resume": True}
+        return values | {"split_file": str(self.bundle / "configs" / "split.json")}
 
     def cases(self) -> list[list[Case]]:
         """Of each fold those that its network does not see."""
@@ -185,18 +248,25 @@ class _CrossValidation:
     def configs(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What all folds are trained with, and the bundle's own."""
         original = self.source / "configs" / "train.yaml"
-        parser = ConfigParser()
-        parser.read_config([str(path) for path in (self.bundle / "configs" / "train.yaml", *self.overlays)])
-        parser.update(dict(self.overrides))
-        config = dict(parser.get())
+        config = self._merged(self.overrides, self.bundle)
         own = {"network": str(config["network_def"]["_target_"]).rpartition(".")[2], "folds": self.folds}
         return config | own, read_plain(original)
+
+    def _merged(self, values: Overrides, bundle: Path) -> dict[str, Any]:
+        """A bundle's training config with overlays and overrides."""
+        parser = ConfigParser()
+        parser.read_config([str(path) for path in (bundle / "configs" / "train.yaml", *self.overlays)])
+        parser.update(dict(values))
+        parser.parse()
+        return {key: value for key, value in parser.get().items() if key != "_meta_"}
 
     def collect(self, parent: ParentRun) -> Summary:
         """Predict, choose how to clean, measure, and write the bundle that has all folds' networks."""
         labels = label_names(self.bundle)
         predicted = [self._predict(fold, cases) for fold, cases in enumerate(parent.folds)]
-        scores = [[cleaning_scores(*case.maps(), list(labels)) for case in cases] for cases in predicted]
+        scores = [
+            [cleaning_scores(*case.maps(), list(labels), self.ignore_label) for case in cases] for cases in predicted
+        ]
         rows: list[list[Row]] = []
         for fold, cases in enumerate(predicted):
             others = [score for other, found in enumerate(scores) if other != fold for score in found]
@@ -230,11 +300,17 @@ class _CrossValidation:
         return write_report(folder, rows, self.title, about=about)
 
     def _predict(self, fold: int, cases: Sequence[Case]) -> list[_Case]:
-        """The fold's cases with label maps that are not cleaned; what is there already is not made again."""
+        """The fold's cases with label maps that are not cleaned; what these very weights made is not made again."""
+        raw, weights = self.folder(fold) / "raw", self.folder(fold) / LAST_WEIGHTS
+        made_by, digest = raw / "weights.sha256", content_digest(weights)
+        if not made_by.is_file() or made_by.read_text(encoding="utf-8") != digest:
+            shutil.rmtree(raw, ignore_errors=True)
+            with atomic_output(made_by) as stream:
+                stream.write(digest.encode())
         found = [_Case(case, self.folder(fold)) for case in cases]
         missing = [case for case in found if not case.raw.is_file()]
         if missing:
-            predictor = load_bundle(self.bundle, self.folder(fold) / LAST_WEIGHTS, self.device)
+            predictor = load_bundle(self.bundle, weights, self.device)
             for case in missing:
                 prediction: Any = predictor.predict(case.files["image"], ignore_contract=True)
                 write_label_map(case.raw, prediction.label_map, prediction.image)
@@ -255,6 +331,19 @@ class _CrossValidation:
         weights = " ".join(f"--weights {models / f'fold_{fold}.safetensors'}" for fold in range(self.folds))
         command = f"accunet predict IMAGES --bundle {self.bundle} {weights}"
         Console().print(f"predict with all folds:\n  {command}", highlight=False, soft_wrap=True)
+
+
+def _changed_folds(before: Split, now: Mapping[str, Any]) -> list[str]:
+    """What of the folds is not as it was: their number, cases (with names), order of the cases, or subjects."""
+    if len(before.folds) != len(now["folds"]):
+        return [f"folds ({len(before.folds)})"]
+    earlier = {case for fold in before.folds for case in fold}
+    other = sorted(earlier.symmetric_difference(case for fold in now["folds"] for case in fold))
+    if other:
+        return [f"cases ({', '.join(other[:3])}{', …' if len(other) > 3 else ''})"]
+    changed = [] if [list(fold) for fold in before.folds] == now["folds"] else ["which case is in which fold"]
+    subjects = any(before.subject(case, case) != str(now["subjects"].get(case, case)) for case in earlier)
+    return [*changed, *(["subjects"] if subjects else [])]
 
 
 class _Case:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from rich.console import Console
@@ -29,11 +30,12 @@ HARMLESS = frozenset(
         *("bundle_root", "dataset_dir", "split_file", "made_dir", "cache_dir", "download"),
         *("output_dir", "runs_dir", "run_name", "parent_run", "register"),
         *("resume", "overwrite", "checkpoint_interval", "find_lr", "imports", "initialize", "run"),
-        *("device", "compile", "workers"),
+        *("device", "compile", "workers", "postprocessing"),
     }
 )
-"""Keys of a config that may be others when a training goes on: where things lie, what it is called, how fast it is. All
-else would make it another training: the number of epochs too, because the learning rate's schedule spans them."""
+"""Keys of a config that may be others when a training goes on: where things lie, what it is called, how fast it is,
+how label maps are cleaned afterwards. All else would make it another training: the number of epochs too, because the
+learning rate's schedule spans them."""
 
 
 def state_path(output_dir: str | Path) -> Path:
@@ -55,32 +57,72 @@ def run_training(trainer: Any, output_dir: str | Path, resume: bool = False, fin
         output_dir: of the training.
         resume: as of its :class:`TrainingState`.
         find_lr: only look for a learning rate, see :func:`find_learning_rate`.
+
+    Raises:
+        DatasetError: as :class:`TrainingState`.
     """
     if find_lr:
         find_learning_rate(trainer, output_dir)
         return
     if resume and is_finished(output_dir):
+        check_same(read_state(state_path(output_dir)), trainer.training_state.same, output_dir)
         Console().print(f"{output_dir}: finished already", highlight=False, soft_wrap=True)
         return
     trainer.run()
 
 
 def check_output_dir(output_dir: str | Path, resume: bool = False, overwrite: bool = False) -> None:
-    """Refuse to write over an unfinished training. To be asked before anything takes time.
+    """Refuse to write over an unfinished training. To be asked before anything takes time, by every process.
+
+    What is begun anew is finished no longer: the state of an earlier training is deleted, unless only a learning rate
+    is looked for.
 
     Raises:
         DatasetError: ``RUN_UNFINISHED``.
     """
     path = state_path(output_dir)
-    if is_main() and overwrite and not resume:
-        path.unlink(missing_ok=True)
-    elif path.is_file() and not resume and not overwrite and not is_finished(output_dir):
+    if resume:
+        return
+    unfinished = path.is_file() and not overwrite and not is_finished(output_dir)
+    if processes() > 1:
+        idist.barrier()  # all have looked before it is deleted
+    if unfinished:
         raise DatasetError(
             "RUN_UNFINISHED",
             "an unfinished training lies here.",
             path=output_dir,
             hint="Go on with it (--resume), begin anew (--overwrite), or give another output_dir.",
         )
+    if is_main() and not _config().get("find_lr"):
+        path.unlink(missing_ok=True)
+
+
+def check_same(state: Mapping[str, Any], same: Mapping[str, Any], output_dir: str | Path) -> None:
+    """Refuse to go on with a training as if it were another one.
+
+    Args:
+        state: of the training that lies in ``output_dir``; finished ones of earlier versions do not say.
+        same: as of :class:`TrainingState`, with ``config``: what it is to be now.
+        output_dir: of both.
+
+    Raises:
+        DatasetError: ``RESUME_CHANGED``, naming what differs.
+    """
+    if "same" not in state:
+        return
+    earlier, now = state["same"], _plain(same)
+    changed = [key for key in now if key != "config" and earlier.get(key) != now[key]]
+    for key in sorted({*earlier["config"], *now["config"]} - HARMLESS):
+        changed += _differences(earlier["config"].get(key), now["config"].get(key), key)
+    if changed:
+        raise resume_changed(changed, output_dir)
+
+
+def resume_changed(changed: Iterable[str], output_dir: str | Path, hint: str = "") -> DatasetError:
+    """The error for a training that lies here and was another one: ``RESUME_CHANGED``."""
+    message = f"what was trained here had other settings: {', '.join(changed)}."
+    hint = hint or "Set them as they were, begin anew with --overwrite, or give another output_dir."
+    return DatasetError("RESUME_CHANGED", message, path=output_dir, hint=hint)
 
 
 class TrainingState:
@@ -126,6 +168,7 @@ class TrainingState:
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, before all handlers that look at its epoch and iteration when it starts."""
+        engine.training_state = self  # type: ignore[attr-defined]
         engine.add_event_handler(Events.STARTED, self._start)
         on_exception(engine, lambda engine, error: self._signals.close())
         if self.evaluator is not None:
@@ -148,20 +191,10 @@ class TrainingState:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _load(self, engine: Any, state: dict[str, Any]) -> None:
+        check_same(state, self.same, self.output_dir)
         if state["finished"]:
             message = "the training that lies here has come to its end."
             raise DatasetError("RUN_FINISHED", message, path=self.output_dir, hint="--overwrite begins anew.")
-        changed = [key for key in self.same if key != "config" and state["same"].get(key) != _plain(self.same[key])]
-        before, now = state["same"]["config"], _plain(self.same["config"])
-        for key in sorted({*before, *now} - HARMLESS):
-            changed += _differences(before.get(key), now.get(key), key)
-        if changed:
-            raise DatasetError(
-                "RESUME_CHANGED",
-                f"the unfinished training had other settings: {', '.join(changed)}.",
-                path=self.output_dir,
-                hint="Set them as they were, or begin anew with --overwrite.",
-            )
         engine.state.iteration, engine.state.epoch = state["iteration"], state["epoch"]
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
@@ -207,7 +240,7 @@ class TrainingState:
     def _finish(self, engine: Engine) -> None:
         self._signals.close()
         if is_main():
-            write_state({"finished": True}, state_path(self.output_dir))
+            write_state({"finished": True, "same": _plain(self.same)}, state_path(self.output_dir))
 
     def save(self, engine: Any) -> None:
         """Keep the state as it is now."""

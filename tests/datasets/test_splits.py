@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accunet_monai.datasets import content_digest, dataset_digest, decathlon_cases, folds_by_subject, read_split
+from accunet_monai.datasets import (
+    content_digest,
+    dataset_digest,
+    decathlon_cases,
+    folds_by_subject,
+    labelled_cases,
+    list_dataset,
+    read_split,
+)
 from accunet_monai.errors import DatasetError
+from accunet_monai.planning import examine, make_plan
+from accunet_monai.planning.choices import split_of
 from tests.planning import made
 
 
@@ -70,6 +83,62 @@ def test_a_subject_on_both_sides_is_refused(tmp_path: Path, stated: dict[str, An
     with pytest.raises(DatasetError, match=r"subject [ab] is in") as caught:
         read_split(written(tmp_path, **stated))
     assert caught.value.code == "SPLIT_LEAK"
+
+
+def described(folder: Path, **stated: Any) -> tuple[Path, Path]:
+    """A table whose scans 0 and 1 are of patient_0, 2 and 3 of patient_1 and so on, and a split without subjects."""
+    return made.table(folder, cases=6), written(folder, **{"subjects": {}, **stated})
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"parts": {"training": ["scan_0_t1", "scan_2_t1"], "validation": ["scan_1_t1"]}},
+        {"folds": [["scan_0_t1", "scan_2_t1"], ["scan_1_t1"]], "parts": {"validation": []}},
+    ],
+)
+def test_a_subject_of_the_table_on_both_sides_is_refused(tmp_path: Path, stated: dict[str, Any]) -> None:
+    table, split = described(tmp_path, **stated)
+    with pytest.raises(DatasetError, match="subject patient_0 is in") as caught:
+        labelled_cases(table, split, "validation")
+    assert caught.value.code == "SPLIT_LEAK"
+    with pytest.raises(DatasetError, match=r"\[SPLIT_LEAK\] split.json: subject patient_0 is in"):
+        examine(list_dataset(table), split)
+    two = {"scan_0_t1": "left", "scan_1_t1": "right"}  # a split's subjects take the place of the table's
+    assert labelled_cases(*described(tmp_path, subjects=two, **stated))
+
+
+def test_folds_are_drawn_from_training_and_validation_alone(tmp_path: Path) -> None:
+    def drawn(parts: dict[str, list[str]]) -> list[str]:
+        table, split = described(tmp_path, parts=parts)
+        found = examine(list_dataset(table), split)
+        made = split_of(found, make_plan(found, 4.0, own={"folds": 2}))
+        split.write_text(json.dumps(made))
+        assert labelled_cases(table, split, "training", fold=0)  # the split is one that is not refused
+        return sorted(name for members in made["folds"] for name in members)
+
+    scans = [f"scan_{number}_t1" for number in range(6)]
+    assert drawn({"training": scans[:2], "validation": scans[2:4], "test": scans[4:]}) == scans[:4]
+    assert drawn({"training": scans[:2], "validation": scans[2:4]}) == scans[:4]
+    assert drawn({"test": scans[4:5]}) == scans[:4]  # the other scan of the held-out patient is held out, too
+    assert drawn({}) == scans
+
+
+@pytest.mark.parametrize("ending", ["mhd", "nhdr"])
+def test_the_digest_of_a_header_is_of_its_voxels_too(tmp_path: Path, ending: str) -> None:
+    image, case = tmp_path / f"a.{ending}", {"case": "a", "image": str(tmp_path / f"a.{ending}")}
+    array = np.zeros((2, 3, 4), np.uint8)
+    found = []
+    for value in (0, 1, 0):
+        array[1, 2, 3] = value
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), image)
+        found.append((content_digest(image), dataset_digest([case])))
+    assert found[0] == found[2]
+    assert found[0][0] != found[1][0]
+    assert found[0][1] != found[1][1]
+    whole = tmp_path / "a.mha"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), whole)
+    assert content_digest(whole) == hashlib.sha256(whole.read_bytes()).hexdigest()
 
 
 def test_the_digest_is_of_names_and_content(tmp_path: Path) -> None:

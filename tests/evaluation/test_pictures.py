@@ -37,6 +37,14 @@ def test_voxels_counted_by_hand() -> None:
     np.testing.assert_array_equal(sigmoid.found, counts.found)
 
 
+def test_ignored_voxels_are_not_counted() -> None:
+    probabilities = np.array([[[0.05, 0.05, 0.05]], [[0.95, 0.95, 0.95]]])
+    counts = count_reliability(probabilities, np.array([[1, 9, 9]]), {1: "one"}, bins=10, ignore_label=9)
+    given, share, voxels = counts.curve("one")
+    assert voxels.tolist() == [0] * 9 + [1]
+    assert (given[9], share[9]) == (pytest.approx(0.95), 1.0)
+
+
 def test_counts_of_cases_add_up_to_those_of_all() -> None:
     probabilities, reference = made_probabilities(1)
     labels = {1: "one", 2: "two"}

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from accunet_monai.bundle import load_bundle, read_manifest, verify_bundle
 from accunet_monai.cli import app
 from accunet_monai.errors import BundleError
+from accunet_monai.evaluation import measure_case, write_rows
 from accunet_monai.registry import list_versions, promote, pull, register_run
 from accunet_monai.training.tracking import TrackingError
 from accunet_monai.training.tracking.model import example_input
@@ -24,6 +25,7 @@ from accunet_monai.training.tracking.runs import connect
 from accunet_monai.volumes import Volume
 from tests.pacs.small import site_file
 from tests.registry.made_runs import DIGEST, logged_run
+from tests.training.tracked import LABELS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*[tT]ype hint:UserWarning"),
@@ -81,6 +83,26 @@ def test_other_cases_are_not_comparable(runs: dict[str, str], client: MlflowClie
     with pytest.raises(TrackingError, match="COMPARE_CASES") as caught:
         promote("organ", version, alias="steady", folder=store)
     assert caught.value.code == "REGISTRY_NOT_COMPARABLE"
+
+
+def test_too_few_subjects_or_no_interval_decide_nothing(client: MlflowClient, store: Path) -> None:
+    """Five subjects of whom each is worse by 0.75; and six of whom nothing is known."""
+    small = [logged_run(client, store, share, subjects=5) for share in (0.9, 0.15)]
+    empty = [logged_run(client, store, 0.9, subjects=0) for _ in range(2)]
+    nowhere = np.zeros((4, 4, 4), np.uint8)
+    rows = [row for n in range(6) for row in measure_case(nowhere, nowhere, (1, 1, 1), LABELS, case=f"c{n}")]
+    for run_id in empty:
+        client.log_artifact(run_id, str(write_rows(rows, store / "empty" / "cases.csv")))
+    for name, (champion, candidate) in {"small": small, "empty": empty}.items():
+        for version, run_id in enumerate((champion, candidate), 1):
+            assert register_run(run_id, name, store) == str(version)
+        promote(name, "1", folder=store)
+        with pytest.raises(TrackingError, match="no verdict is possible") as caught:
+            promote(name, "2", folder=store)
+        assert caught.value.code == "REGISTRY_NOT_COMPARABLE"
+        assert "--not-compared" in str(caught.value.hint)
+        assert str(client.get_model_version_by_alias(name, "champion").version) == "1"
+        assert promote(name, "2", folder=store, compared=False).version == "2"
 
 
 def test_a_pulled_bundle_is_verified_and_says_where_it_is_from(

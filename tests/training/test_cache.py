@@ -15,6 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 from monai.transforms import Compose, NormalizeIntensityd, ScaleIntensityd
 
@@ -98,6 +99,21 @@ def test_files_are_read_again_only_when_their_time_stamps_change(cases: Any, tmp
     nib.save(nib.Nifti1Image(array, np.eye(4)), cases[1]["image"])
     assert_same(data_of(cases, tmp_path / "cache"), data_of(cases, None, LOAD))
     assert CALLS[3:] == ["case_1"]
+
+
+@pytest.mark.parametrize("ending", ["mhd", "nhdr"])
+def test_voxels_beside_their_header_are_looked_at_too(cases: Any, tmp_path: Path, ending: str) -> None:
+    array = np.arange(5 * 6 * 7, dtype=np.float32).reshape(7, 6, 5)
+    image = tmp_path / "data" / f"image.{ending}"
+    cases[0]["image"] = str(image)
+    for shift in (0, 1):
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array + shift), image)
+        for path in image.parent.glob("image.*"):
+            os.utime(path, (LONG_AGO + shift, LONG_AGO + shift))
+        os.utime(image, (LONG_AGO, LONG_AGO))  # the header stays as it was to the byte
+        for _ in range(2):
+            assert_same(data_of(cases[:1], tmp_path / "cache"), data_of(cases[:1], None))
+    assert len(entries(tmp_path / "cache")) == 2
 
 
 def test_other_settings_give_another_entry(cases: Any, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from accunet_monai.training import StopOnNonFinite, cross_validate
 from accunet_monai.training.bundle_copy import copy_bundle, with_other_network
 from accunet_monai.training.cleaning_choice import choose_cleaning, cleaning_arguments, cleaning_scores
 from accunet_monai.training.folds import _CrossValidation
+from accunet_monai.training.resume import state_path
 from accunet_monai.training.run_file import read_run_file
+from accunet_monai.training.state_file import write_state
 from accunet_monai.volumes import read_label_map
 from tests.training.small import Killed
 from tests.training.test_kill import weights
@@ -142,6 +144,61 @@ def test_folds_are_drawn_by_subject_where_the_split_has_others(tmp_path: Path) -
     subjects = [{split["subjects"][case] for case in fold} for fold in split["folds"]]
     assert len(subjects) == 2
     assert not subjects[0] & subjects[1]
+
+
+def test_a_fold_that_was_trained_on_other_cases_is_not_taken_for_this_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values, out = {**tiny_bundle(tmp_path, folds=2), "max_epochs": 1}, tmp_path / "out"
+    source, kept = tmp_path / "bundle" / "configs" / "split.json", out / "bundle" / "configs" / "split.json"
+    split = json.loads(source.read_text())
+
+    def resumed(folds: int = 2, **changed: Any) -> None:
+        cross_validate(tmp_path / "bundle", values | changed, folds=folds, resume=True)
+
+    def refused(told: str, folds: int = 2, **changed: Any) -> None:
+        with pytest.raises(DatasetError) as caught:
+            resumed(folds, **changed)
+        assert (caught.value.code, told in str(caught.value)) == ("RESUME_CHANGED", True), caught.value
+
+    resumed()
+    refused("settings: folds (2).", folds=3)
+    refused("settings: seed.", seed=1)
+    new = [split["folds"][0], [*split["folds"][1], *CASES[4:]]]
+    source.write_text(json.dumps(split | {"folds": new}))
+    refused(f"settings: cases ({CASES[4]}, {CASES[5]}).")
+    source.write_text(json.dumps(split | {"folds": split["folds"][::-1]}))  # of each fold half would be known to it
+    refused("settings: which case is in which fold.")
+    source.write_text(json.dumps(split | {"subjects": {}}))
+    refused("settings: subjects.")
+    source.write_text(json.dumps(split | {"folds": split["folds"][::-1]}))
+    kept.unlink()  # as where folds of several machines are brought together
+    refused("settings: cases.")
+    assert not kept.exists()  # what is refused changes nothing
+    for fold in range(2):  # as versions wrote it that kept no cases
+        write_state({"finished": True}, state_path(out / f"fold_{fold}"))
+    refused("settings: cases.")
+    source.write_text(json.dumps(split))
+    raw = [out / "fold_0" / "raw" / f"{case}.nii.gz" for case in CASES[:2]]
+    before = [path.stat().st_mtime_ns for path in raw]
+    (out / "fold_1" / "best_validation.npz").unlink()
+    shutil.copy(out / "fold_0" / "last.safetensors", out / "fold_1" / "last.safetensors")
+    made = (out / "fold_1" / "raw" / f"{CASES[2]}.nii.gz").stat().st_mtime_ns
+    capsys.readouterr()
+    resumed()
+    assert capsys.readouterr().out.count("fold 1: warning: its training did not keep which cases") == 1
+    assert [path.stat().st_mtime_ns for path in raw] == before
+    assert (out / "fold_1" / "raw" / f"{CASES[2]}.nii.gz").stat().st_mtime_ns > made  # its weights are others
+
+
+def test_drawn_folds_leave_out_what_the_split_holds_out(tmp_path: Path) -> None:
+    values = tiny_bundle(tmp_path, folds=0)
+    source = tmp_path / "bundle" / "configs" / "split.json"
+    parts = {"training": CASES[:2], "validation": CASES[2:4], "test": CASES[4:]}
+    source.write_text(json.dumps(json.loads(source.read_text()) | {"parts": parts}))
+    run = _CrossValidation(tmp_path / "bundle", values, (), 2, None)
+    run.prepare()
+    assert sorted(case["case"] for fold in run.cases() for case in fold) == CASES[:4]
 
 
 def speckled(seed: int, where: tuple[int, ...] = (1,)) -> tuple[np.ndarray, np.ndarray, float]:

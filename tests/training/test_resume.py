@@ -227,7 +227,6 @@ def test_an_unfinished_training_is_not_written_over(tmp_path: Path) -> None:
     assert caught.value.code == "RUN_UNFINISHED"
     check_output_dir(tmp_path, resume=True)
     small_training(tmp_path, resume=True).run()
-    check_output_dir(tmp_path)  # finished
     trainer = small_training(tmp_path, resume=True)
     before = digest(tmp_path)
     run_training(trainer, tmp_path, resume=True)
@@ -239,6 +238,39 @@ def test_an_unfinished_training_is_not_written_over(tmp_path: Path) -> None:
         small_training(tmp_path, KillAt(Events.ITERATION_STARTED, 3)).run()
     check_output_dir(tmp_path, overwrite=True)
     assert not state_path(tmp_path).exists()
+
+
+def test_what_is_begun_anew_is_finished_no_longer(tmp_path: Path) -> None:
+    small_training(tmp_path).run()
+    check_output_dir(tmp_path, resume=True)
+    assert is_finished(tmp_path)
+    check_output_dir(tmp_path)
+    assert not is_finished(tmp_path)  # killed here, --resume begins
+    with pytest.raises(Killed):
+        small_training(tmp_path, KillAt(Events.ITERATION_STARTED, 1)).run()
+    trainer = small_training(tmp_path, resume=True)
+    run_training(trainer, tmp_path, resume=True)
+    assert trainer.state.iteration == ITERATIONS
+
+
+def test_a_finished_training_of_other_settings_is_not_taken_for_this_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def resumed(epochs: int, *cases: str) -> None:
+        trainer = small_training(tmp_path, resume=True, same={"cases": [*cases]})
+        trainer.keeper.same["config"] = {"max_epochs": epochs, "device": str(cases)}
+        run_training(trainer, tmp_path, resume=True)
+
+    resumed(26, "a", "b")
+    resumed(26, "a", "b")
+    assert capsys.readouterr().out.count("finished already") == 1
+    for epochs, cases, told in ((60, "ab", "settings: max_epochs"), (26, "ac", "settings: cases")):
+        with pytest.raises(DatasetError, match=told) as caught:
+            resumed(epochs, *cases)
+        assert caught.value.code == "RESUME_CHANGED"
+    write_state({"finished": True}, state_path(tmp_path))  # as versions wrote it that kept no settings
+    resumed(60, "a", "c")
+    assert "finished already" in capsys.readouterr().out
 
 
 def test_another_training_does_not_go_on_with_this_ones_state(tmp_path: Path) -> None:

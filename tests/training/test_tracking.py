@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from ignite.engine import Engine, Events
@@ -31,8 +34,9 @@ from pydicom.uid import MRImageStorage
 
 from accunet_monai.bundle import load_bundle, read_manifest, verify_bundle
 from accunet_monai.errors import AccunetError, DatasetError
-from accunet_monai.evaluation import read_rows
+from accunet_monai.evaluation import means_by_label, read_rows
 from accunet_monai.networks import load_network
+from accunet_monai.networks.checkpoint import save_network
 from accunet_monai.training import CaseDice, MLflowTracker
 from accunet_monai.training.run_file import read_run_file, run_header, write_run_file
 from accunet_monai.training.tracking import (
@@ -44,13 +48,17 @@ from accunet_monai.training.tracking import (
     tracking_uri,
 )
 from accunet_monai.training.tracking.best import BestValidation
+from accunet_monai.training.tracking.files import assemble_bundle, log_settings
 from accunet_monai.training.tracking.identity import Identities
 from accunet_monai.training.tracking.means import EpochMeans
+from accunet_monai.training.tracking.names import metric_names
 from accunet_monai.training.tracking.outbox import UNSENT, Outbox, logged_metrics
 from accunet_monai.training.tracking.pictures import ValidationPictures
+from accunet_monai.training.tracking.report import ReviewedCase, report_cases
 from accunet_monai.training.tracking.runs import HEARTBEAT, STALE_SECONDS, connect, open_experiment, start_run
 from accunet_monai.training.tracking.settings import params_of
 from accunet_monai.volumes import Volume, read_volume
+from tests import made_bundle
 from tests.training.tracked import LABELS, Training, nifti_cases, volume_bundle
 from tests.volumes.nifti_as_dicom import write_series
 
@@ -163,6 +171,48 @@ def test_the_table_is_of_the_best_weights(
         (label,) = (value for value, name in LABELS.items() if name == row["label"])
         total = int((found == label).sum()) + int((reference == label).sum())
         assert row["dice"] == pytest.approx(2 * int(((found == label) & (reference == label)).sum()) / total)
+
+
+def test_curves_and_tables_leave_out_what_is_ignored(client: MlflowClient, store: Path, tmp_path: Path) -> None:
+    """Every second row of the references is not annotated; the labels have names that MLflow refuses."""
+    cases = nifti_cases(tmp_path / "data", 2)
+    for case in cases:
+        volume = read_volume(case["label"])
+        array = volume.array.copy()
+        array[:, ::2] = 9
+        made_bundle.save_volume(Path(case["label"]), array.astype(np.uint8))
+    arguments = {"folder": store, "experiment": tmp_path.name, "pictures": 1}
+    training = Training(volume_bundle(tmp_path), cases, tmp_path / "out", epochs=1, tracked=arguments)
+    training.trainer.loss_function = torch.nn.CrossEntropyLoss(ignore_index=9)
+    training.metric.ignore_label = 9
+    training.metric.labels = {1: "tumour_(core)", 2: "tumour_[core]"}
+    run_id = training.run()
+    found = client.get_run(run_id).data.metrics
+    assert {"train_loss", "learning_rate"} <= found.keys()
+    rows = read_rows(client.download_artifacts(run_id, "cases.csv", str(tmp_path)))
+    means = means_by_label(rows)
+    assert means["tumour_(core)"] != means["tumour_[core]"]
+    assert found["val_mean_dice"] == pytest.approx(sum(means.values()) / 2)
+    assert found["val_dice_tumour__core_"] == pytest.approx(means["tumour_(core)"])
+    assert found["val_dice_tumour__core__2"] == pytest.approx(means["tumour_[core]"])
+
+
+def test_a_report_leaves_out_what_is_ignored(tmp_path: Path) -> None:
+    """The label is found wholly, 8 voxels; another 12 lie where nobody has annotated (9)."""
+    reference = np.zeros((12, 8, 8), np.uint16)
+    reference[1:3, 1:3, 1:3] = 1
+    prediction = reference.copy()
+    prediction[8:11, 1:3, 1:3] = 1
+    reference[6:] = 9
+    case = ReviewedCase("a", "a", Volume(np.zeros(reference.shape, np.float32), np.eye(4)), reference, prediction)
+    (row,) = report_cases([case], {1: "organ"}, tmp_path, "made", ignore_label=9)
+    assert (row["dice"], row["hd95_mm"], row["volume_error_ml"]) == (1.0, 0.0, 0.0)
+    (without,) = report_cases([case], {1: "organ"}, tmp_path, "made")
+    assert without["dice"] == pytest.approx(2 * 8 / (8 + 20))
+    book = ValidationPictures({1: "organ"}, 1, 1, 2, Identities(), ignore_label=9)
+    maps = {"image": reference, "pred": prediction, "label": reference}
+    book.add(1, {"case": "a", **{key: MetaTensor(array[None].astype(np.int32)) for key, array in maps.items()}})
+    assert {overlay.title for _, overlay in book.take()} == {"a: Dice 1.000"}
 
 
 def test_the_worst_cases_are_pictured_the_worst_first() -> None:
@@ -396,6 +446,31 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(client: MlflowClient, exp
     assert logged_metrics(client, run_id) == {("good", 1)}
 
 
+def test_of_a_refused_batch_only_what_is_refused_is_lost(
+    client: MlflowClient, experiment: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = start_run(client, experiment, "one bad name")
+    box = Outbox(client, run_id, tmp_path)
+    box.metrics({"loss": 0.5, "T1+": 1.0, "val_mean_dice": 0.8, "a//b": 1.0, "rate": 0.1}, 1)  # wait as one batch
+    box.start()
+    assert box.close("FINISHED")
+    assert logged_metrics(client, run_id) == {("loss", 1), ("val_mean_dice", 1), ("rate", 1)}
+    assert "T1+, a//b" in caplog.text
+
+
+def test_every_label_has_a_metric_of_its_own_that_mlflow_takes(client: MlflowClient, experiment: str) -> None:
+    labels = ["WM", "tumour_(core)", "tumour_[core]", "tumour_core_", "NCR_&_NET", "a,b", "a b", "T1+", "T1-", "/../",
+              "x/", "Großhirn", "脑", "%", "l" * 300, "l" * 301]  # fmt: skip
+    names = metric_names("val_dice_", labels)
+    assert list(names) == labels
+    assert len(set(names.values())) == len(labels)
+    assert (names["WM"], names["a b"]) == ("val_dice_WM", "val_dice_a_b_2")
+    run_id = start_run(client, experiment, "names")
+    for name in names.values():
+        client.log_metric(run_id, name, 0.5)
+    assert client.get_run(run_id).data.metrics.keys() == set(names.values())
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Nobody's name
 
@@ -469,6 +544,106 @@ def test_names_of_other_formats_stay(tmp_path: Path) -> None:
     known = Identities([case])
     assert (known.case("case_00"), known.subject("subject_0")) == ("case_00", "subject_0")
     assert known.clean("case_00 of 20210704") == "case_00 of 20210704"
+
+
+def dicom_case(folder: Path, **header: str) -> dict[str, str]:
+    """A case that is one DICOM file with these attributes; its name is the folder's."""
+    ds = pydicom.Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID = MRImageStorage, f"1.2.{len(str(folder))}.{sum(map(ord, folder.name))}"
+    ds.ImageComments = f"{folder.name} " * 200
+    for keyword, value in header.items():
+        setattr(ds, keyword, value)
+    folder.mkdir(parents=True)
+    ds.save_as(folder / "a.dcm", implicit_vr=False, little_endian=True)
+    return {"image": str(folder), "case": folder.name, "subject": folder.name}
+
+
+def test_short_names_of_cases_leave_numbers_and_settings_as_they_are(
+    client: MlflowClient, experiment: str, tmp_path: Path
+) -> None:
+    """Folders 1, 2 and 26, and a patient called Max: in parameters, in the logged config and in the bundle's."""
+    cases = [dicom_case(tmp_path / "data" / name, PatientName="Fae^Max", PatientID="0015") for name in ("1", "2", "26")]
+    known = Identities(cases)
+    one, two, other = (known.case(name) for name in ("1", "2", "26"))
+    config = {
+        "learning_rate": 0.0015, "max_epochs": 26, "seed": 2, "labels": {1: "front", 2: "back"}, "size": [26, 1],
+        "half": "$@max_epochs/2", "rate": "1e-2", "trained": "fold_1", "net": {"_target_": "made.max.Net_2"},
+        "shape": "unet_2d", "near": "@max_epochs", "images": ["/data/1/a.dcm", "/data/2", "26_image.nii.gz"],
+        "who": "max", "where": "$'/data/0015/' + @trained", "path": str(tmp_path / "data" / "1"),
+    }  # fmt: skip
+    expected = config | {
+        "images": [f"/data/{one}/a.dcm", f"/data/{two}", f"{other}_image.nii.gz"], "who": "removed",
+        "where": "$'/data/removed/' + @trained", "path": str(tmp_path / "data" / one),
+    }  # fmt: skip
+    bundle = volume_bundle(tmp_path)
+    split = {"subjects": {"1": "2", "2": "2", "26": "1"}, "parts": {"training": ["1", "2"], "validation": ["26"]}}
+    plain = "learning_rate: 0.0015  # it was 0.26\n"
+    written = {"train.yaml": yaml.safe_dump(config), "evaluate.yaml": plain, "split.json": json.dumps(split)}
+    for name, text in written.items():
+        (bundle / "configs" / name).write_text(text)
+    run_id = start_run(client, experiment, "short names")
+    log_settings(client, run_id, config, {}, known)
+    params = client.get_run(run_id).data.params
+    assert {
+        "learning_rate": "0.0015",
+        "max_epochs": "26",
+        "trained": "fold_1",
+        "who": "removed",
+    }.items() <= params.items()
+    logged = Path(client.download_artifacts(run_id, "config.yaml", str(tmp_path))).read_text()
+    assert yaml.safe_load(logged) == expected | {"labels": {"1": "front", "2": "back"}}
+    network = ConfigParser(made_bundle.read_config(bundle, "inference")).get_parsed_content("network_def")
+    weights = save_network(network, tmp_path / "best.safetensors")
+    configs = assemble_bundle(tmp_path / "logged", bundle, weights, known, run_id, None) / "configs"
+    assert yaml.safe_load((configs / "train.yaml").read_text()) == expected
+    assert (configs / "evaluate.yaml").read_text() == plain
+    subjects = {one: known.subject("2"), two: known.subject("2"), other: known.subject("1")}
+    assert json.loads((configs / "split.json").read_text()) == {
+        "subjects": subjects, "parts": {"training": [one, two], "validation": [other]},
+    }  # fmt: skip
+
+
+def test_cases_that_are_not_read_are_withheld_beside_those_of_dicom(tmp_path: Path) -> None:
+    """The part that tests, cases beyond a limit: their headers are not read, and their names may be a patient's."""
+    read = {**dicom_case(tmp_path / "a_1", PatientID="17"), "subject": "A"}
+    known = Identities([read, {"image": "", "case": "file"}])
+    split = {
+        "subjects": {"a_1": "A", "a_2": "A", "quokka_1": "Quokka^Ze", "quokka_2": "Quokka^Ze", "file": "file"},
+        "parts": {"training": ["a_1", "a_2", "file"], "test": ["quokka_1", "quokka_2"]},
+        "folds": [["a_1", "a_2"], ["file"]],
+    }
+    first, subject = known.case("a_1"), known.subject("A")
+    other = "subject of withheld-2"
+    assert known.cleaned_split(split) == {
+        "subjects": {
+            first: subject, "withheld-1": subject, "withheld-2": other, "withheld-3": other, "file": "file",
+        },
+        "parts": {"training": [first, "withheld-1", "file"], "test": ["withheld-2", "withheld-3"]},
+        "folds": [[first, "withheld-1"], ["file"]],
+    }  # fmt: skip
+    assert Identities([{"image": "", "case": "file"}]).cleaned_split(split) == split
+
+
+def test_names_are_found_in_files_beside_each_other_and_in_no_pseudonym(tmp_path: Path) -> None:
+    cases = [
+        dicom_case(tmp_path / "QUOKKA", PatientName="Quokka^Ze", PatientID="MRN-774411", AccessionNumber="A-MRN"),
+        dicom_case(tmp_path / "dicom", StudyDate="20210704", PatientID="774411", StudyID="4217"),
+    ]
+    known = Identities(cases)
+    first, second = known.case("QUOKKA"), known.case("dicom")
+    assert (
+        known.clean("QUOKKA_image.nii.gz, QUOKKA2.nii and dicom") == f"{first}_image.nii.gz, {first}2.nii and {second}"
+    )
+    assert known.clean("a_quokka.png") == "a_removed.png"
+    assert known.clean("A-MRN-774411") == "removed"
+    assert known.clean("xMRN-774411y of 20210704T1015, /p/4217.nii 4217_a") == (
+        "xremovedy of removedT1015, /p/removed.nii removed_a"
+    )
+    uid = pydicom.dcmread(Path(cases[0]["image"]) / "a.dcm", force=True).SOPInstanceUID
+    assert known.clean(f"UID{uid}") == "UIDremoved"
+    assert known.cleaned({"exclude": [774411, 4217, 0.774411], "QUOKKA": 1, "last": date(2021, 7, 4)}) == {
+        "exclude": ["removed", 4217, 0.774411], first: 1, "last": "removed",
+    }  # fmt: skip
 
 
 def test_no_name_passes_because_a_file_could_not_be_read(tmp_path: Path) -> None:

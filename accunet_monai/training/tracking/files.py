@@ -6,10 +6,11 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Param, RunTag
 
@@ -17,6 +18,7 @@ from accunet_monai.bundle import WEIGHTS, write_manifest
 from accunet_monai.bundle.manifest import MANIFEST, bundle_files, is_data
 from accunet_monai.evaluation import Row, summarise, worst_first
 from accunet_monai.training.evaluation import CaseDice
+from accunet_monai.training.tracking.data import SPLIT
 from accunet_monai.training.tracking.identity import Identities
 from accunet_monai.training.tracking.outbox import Outbox
 from accunet_monai.training.tracking.settings import config_text, environment, params_of
@@ -32,6 +34,7 @@ TABLE = "cases.json"
 _PARAMS_PER_CALL = 100  # MLflow takes no more at once
 _COMPUTED_WITH = frozenset({"configs/inference.yaml", "configs/inference.json", "configs/metadata.json"})
 _PICTURES = frozenset({".jpg", ".png"})
+_PARSED: Mapping[str, Callable[[str], Any]] = {".json": json.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
 
 
 def log_settings(
@@ -47,12 +50,13 @@ def log_settings(
     A resumed run keeps its parameters, which MLflow does not let change; where the config has changed, its file is
     logged beside the first one.
     """
-    text = identities.clean(config_text(config))
+    config = identities.cleaned(config)
+    text = config_text(config)
     if resumed:
         earlier = sum(item.path.startswith("config") for item in client.list_artifacts(run_id))
         client.log_text(run_id, text, f"config_resumed_{max(1, earlier)}.yaml")
         return
-    params = [Param(name, identities.clean(value)) for name, value in params_of(config, original).items()]
+    params = [Param(name, value) for name, value in params_of(config, original).items()]
     for start in range(0, len(params), _PARAMS_PER_CALL):
         client.log_batch(run_id, params=params[start : start + _PARAMS_PER_CALL])
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in environment().items()])
@@ -91,7 +95,8 @@ def assemble_bundle(
 ) -> Path:
     """Make a bundle's folder with these weights and a manifest, of what is data in the bundle that was trained.
 
-    What the network is run with goes as it is; from all other texts what identifies patients is taken out.
+    What the network is run with goes as it is; from all other texts what identifies patients is taken out. A config in
+    which there is any of that is written anew, without its comments.
     """
     found, _ = bundle_files(bundle_root)
     for path in found:
@@ -102,12 +107,31 @@ def assemble_bundle(
         if path.as_posix() in _COMPUTED_WITH or path.suffix in _PICTURES:
             shutil.copyfile(source, target)
         else:
-            target.write_text(identities.clean(source.read_text(encoding="utf-8")), encoding="utf-8")
+            target.write_text(_cleaned_text(source, identities), encoding="utf-8")
     (folder / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, folder / WEIGHTS)
     if (folder / "configs" / "metadata.json").is_file():
         write_manifest(folder, mlflow_run=run_id, dataset_digest=digest)
     return folder
+
+
+def _cleaned_text(path: Path, identities: Identities) -> str:
+    """What a file says without what identifies patients; a config stays one, its numbers and settings untouched."""
+    text = path.read_text(encoding="utf-8")
+    cleaned = identities.clean(text)
+    if path.suffix not in _PARSED:
+        return cleaned
+    try:
+        parsed = _PARSED[path.suffix](text)
+    except (ValueError, yaml.YAMLError):
+        return cleaned
+    is_split = path.name == SPLIT and isinstance(parsed, Mapping)
+    found = identities.cleaned_split(parsed) if is_split else identities.cleaned(parsed)
+    if found == parsed and cleaned == text:
+        return text
+    if path.suffix == ".json":
+        return json.dumps(found, indent=1, ensure_ascii=False)
+    return str(yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
 
 
 def _description(rows: Sequence[Row], heading: str, further: Sequence[str]) -> str:

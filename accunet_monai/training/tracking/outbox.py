@@ -245,9 +245,23 @@ class Outbox:
 
     def _send_metrics(self, entries: list[Entry]) -> None:
         for first in range(0, len(entries), METRICS_PER_CALL):
-            chunk = [Metric(*entry) for entry in entries[first : first + METRICS_PER_CALL]]
-            with _refusals_told(f"{len(chunk)} metrics"):
-                self.client.log_batch(self.run_id, chunk)
+            refused = self._refused(entries[first : first + METRICS_PER_CALL])
+            if refused:
+                names = sorted({entry[0] for entry, _ in refused})
+                _logger.warning("MLflow refuses the metrics %s: %s", ", ".join(names), refused[0][1])
+
+    def _refused(self, entries: list[Entry]) -> list[tuple[Entry, MlflowException]]:
+        """Send a batch and give what MLflow will not take: it refuses a batch whole, so halves are tried alone."""
+        try:
+            self.client.log_batch(self.run_id, [Metric(*entry) for entry in entries])
+        except MlflowException as error:
+            if error.error_code not in _REFUSALS:
+                raise
+            if len(entries) == 1:
+                return [(entries[0], error)]
+            middle = len(entries) // 2
+            return self._refused(entries[:middle]) + self._refused(entries[middle:])
+        return []
 
     def _keep_metrics(self, entries: list[Entry]) -> None:
         self.unsent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from accunet_monai.training.run_file import read_run_file, write_run_file
 from accunet_monai.training.tracking.data import log_datasets
 from accunet_monai.training.tracking.files import log_report, log_settings
 from accunet_monai.training.tracking.identity import Identities
+from accunet_monai.training.tracking.names import metric_names
 from accunet_monai.training.tracking.outbox import Outbox
 from accunet_monai.training.tracking.runs import (
     TrackingError,
@@ -137,9 +138,8 @@ class ParentRun:
         )
         whole = summarise(every)
         means = {"out_of_fold_dice": whole.overall["dice"].mean}
-        means |= {
-            f"out_of_fold_dice_{name.replace(' ', '_')}": found["dice"].mean for name, found in whole.labels.items()
-        }
+        names = metric_names("out_of_fold_dice_", whole.labels)
+        means |= {names[label]: found["dice"].mean for label, found in whole.labels.items()}
         self.outbox.metrics({name: mean for name, mean in means.items() if mean == mean}, 0)
         for number, summary in enumerate(summaries):
             self.outbox.metrics({"fold_dice": summary.overall["dice"].mean}, number)

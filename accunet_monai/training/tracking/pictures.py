@@ -79,17 +79,27 @@ class ValidationPictures:
         worst: so many of the cases with the lowest mean Dice are pictured, too.
         axis: along which pictures are cut.
         identities: under which names cases are logged.
+        ignore_label: value of the reference whose voxels do not count.
 
     Attributes:
         sent: step of the last pictures, ``None`` before the first.
     """
 
-    def __init__(self, labels: Mapping[int, str], fixed: int, worst: int, axis: int, identities: Identities) -> None:
+    def __init__(
+        self,
+        labels: Mapping[int, str],
+        fixed: int,
+        worst: int,
+        axis: int,
+        identities: Identities,
+        ignore_label: int | None = None,
+    ) -> None:
         self.labels = labels
         self.fixed = fixed
         self.worst = worst
         self.axis = axis
         self.identities = identities
+        self.ignore_label = ignore_label
         self.sent: int | None = None
         self._first: list[Overlay] = []
         self._worst: list[Overlay] = []
@@ -122,7 +132,7 @@ class ValidationPictures:
         self.sent = step if taken else self.sent
 
     def _overlay(self, number: int, case: Mapping[str, Any]) -> Overlay:
-        scores = dice_per_label(case["pred"].cpu(), case["label"].cpu(), list(self.labels))
+        scores = dice_per_label(case["pred"].cpu(), case["label"].cpu(), list(self.labels), self.ignore_label)
         known = [score for score in scores.values() if not math.isnan(score)]
         mean = sum(known) / len(known) if known else 1.0
         name = self.identities.case(case_name_of(case))

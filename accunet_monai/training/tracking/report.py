@@ -76,8 +76,17 @@ def report_cases(
     folder: Path,
     title: str,
     counts: Reliability | None = None,
+    ignore_label: int | None = None,
 ) -> list[Row]:
     """Write the evaluation of these cases into ``folder``, see ``accunet_monai.evaluation.write_report``.
+
+    Args:
+        cases: to measure and to draw.
+        labels: label value → name.
+        folder: where tables, plots and the page go.
+        title: of the page.
+        counts: for the reliability diagram.
+        ignore_label: value of the references whose voxels do not count.
 
     Returns:
         The rows of the table of cases; without any nothing is written.
@@ -85,7 +94,9 @@ def report_cases(
     rows: list[Row] = []
     for case in cases:
         maps = case.prediction, case.reference
-        found = measure_case(*maps, case.spacing, labels, case=case.case, subject=case.subject)
+        found = measure_case(
+            *maps, case.spacing, labels, case=case.case, subject=case.subject, ignore_label=ignore_label
+        )
         draw_case(folder, Prediction(case.image, case.prediction), case.reference, found, labels)
         rows += found
     if rows:
@@ -94,7 +105,12 @@ def report_cases(
 
 
 def reliability_of(
-    weights: Path, inferer: Any, items: Iterable[Mapping[str, Any]], labels: Mapping[int, str], cases: int
+    weights: Path,
+    inferer: Any,
+    items: Iterable[Mapping[str, Any]],
+    labels: Mapping[int, str],
+    cases: int,
+    ignore_label: int | None = None,
 ) -> Reliability | None:
     """Voxels of the first cases by the probability that the best network gives them.
 
@@ -107,6 +123,7 @@ def reliability_of(
         items: of the validation dataset.
         labels: label value → name.
         cases: how many are looked at: each takes as long as its validation.
+        ignore_label: value of the references whose voxels do not count.
     """
     if not isinstance(inferer, SliceInferer) or inferer.rule.regions is not None or not weights.is_file():
         return None
@@ -120,7 +137,8 @@ def reliability_of(
     for item in itertools.islice(items, cases):
         with torch.inference_mode():
             probabilities = inferer(torch.as_tensor(item["image"])[None], network)
-        found = count_reliability(np.asarray(probabilities)[0], np.asarray(item["label"])[0], labels)
+        reference = np.asarray(item["label"])[0]
+        found = count_reliability(np.asarray(probabilities)[0], reference, labels, ignore_label=ignore_label)
         counts = found if counts is None else counts + found
     return counts
 

@@ -37,6 +37,7 @@ from accunet_monai.training.tracking.files import (
 from accunet_monai.training.tracking.identity import Identities
 from accunet_monai.training.tracking.means import EpochMeans
 from accunet_monai.training.tracking.model import register_bundle
+from accunet_monai.training.tracking.names import metric_names
 from accunet_monai.training.tracking.outbox import Entry, Outbox
 from accunet_monai.training.tracking.pictures import FIRST_KEYS, ValidationPictures
 from accunet_monai.training.tracking.report import reliability_of, report_cases, reviewed_cases
@@ -173,7 +174,8 @@ class MLflowTracker:
         cases = itertools.chain(_cases_of_loader(self.evaluator), *self.cases.values())
         self.identities = Identities(cases)
         fixed, worst, axis = self._settings
-        self.pictures = ValidationPictures(self.metric.labels, fixed, worst, axis, self.identities)
+        labels, ignored = self.metric.labels, self.metric.ignore_label
+        self.pictures = ValidationPictures(labels, fixed, worst, axis, self.identities, ignored)
         self.client = connect(self.folder)
         self.experiment_id = open_experiment(self.client, self.experiment, self.folder)
         close_stale_runs(self.client, [self.experiment_id])
@@ -251,8 +253,9 @@ class MLflowTracker:
         if self.run_id is None:
             return
         values = {name: float(value) for name, value in evaluator.state.metrics.items()}
-        means = self.metric.label_means().items()
-        values |= {f"val_dice_{name.replace(' ', '_')}": mean for name, mean in means if mean == mean}
+        means = self.metric.label_means()
+        names = metric_names("val_dice_", means)
+        values |= {names[label]: mean for label, mean in means.items() if mean == mean}
         self.outbox.metrics(values, trainer.state.epoch)
         self.pictures.send(self.outbox, trainer.state.epoch)
 
@@ -271,9 +274,10 @@ class MLflowTracker:
         items = getattr(getattr(self.evaluator, "data_loader", None), "dataset", ())
         cases = reviewed_cases(items, self._best.read(), self.identities)
         weights, inferer = self.output_dir / BEST_WEIGHTS, getattr(self.evaluator, "inferer", None)
-        counts = reliability_of(weights, inferer, items, self.metric.labels, self.pictures.fixed)
+        labels, ignored = self.metric.labels, self.metric.ignore_label
+        counts = reliability_of(weights, inferer, items, labels, self.pictures.fixed, ignored)
         title = self.identities.clean(f"{self.experiment}, {self.run_name or self.run_id}")
-        rows = report_cases(cases, self.metric.labels, folder, title, counts)
+        rows = report_cases(cases, labels, folder, title, counts, ignored)
         log_report(self.outbox, folder, rows, "Best validation", _WHERE)
 
     def _log_bundle(self, run_id: str, folder: Path) -> str:
