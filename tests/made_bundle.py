@@ -66,6 +66,21 @@ def without_cleaning(bundle: Path) -> Path:
     return bundle
 
 
+def one_view(bundle: Path, roi_size: tuple[int, int] = (64, 48)) -> Path:
+    """Lets a copied hippocampus bundle look at sagittal slices alone, with one neighbour on either side, in one window."""
+    for name in ("train", "evaluate", "inference"):
+        config = read_config(bundle, name)
+        config["network_def"]["in_channels"] = 3
+        for key in ("views", "mode"):
+            del config["inferer"][key]
+        slices = {"spatial_dim": 0, "roi_size": list(roi_size), "context_slices": 1}
+        config["inferer"] |= slices
+        if name == "train":
+            config["train"]["dataset"] |= slices
+        write_config(bundle, name, config)
+    return bundle
+
+
 def picture_bundle(folder: Path, channels: int = 3) -> Path:
     """A bundle for colour (3 channels) or grey pictures with random weights and two labels, cell and rim."""
     bundle = folder / f"pictures_{channels}"

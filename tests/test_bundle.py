@@ -189,7 +189,7 @@ def image_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def by_hand(path: Path) -> torch.Tensor:
-    """What the hippocampus bundle's preprocessing says, in numpy: slices (X, 3, 64, 48) of the image in RAS."""
+    """What that bundle's preprocessing says, in numpy: slices (X, 3, 64, 48) of the image in RAS."""
     image = np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj, dtype=np.float64)
     low, high = np.percentile(image, [0.5, 99.5])
     image = np.clip((image - low) / (high - low), 0, 1)
@@ -202,7 +202,8 @@ def by_hand(path: Path) -> torch.Tensor:
 
 @pytest.fixture
 def lively(bundle: Path, image_path: Path) -> Path:
-    """The hippocampus bundle with random weights that give every label on the image."""
+    """The hippocampus bundle, sagittal slices alone, with random weights that give every label on the image."""
+    made_bundle.one_view(bundle)
     made_bundle.random_weights(made_bundle.without_cleaning(bundle), by_hand(image_path)[5:6])
     return bundle
 

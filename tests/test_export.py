@@ -259,7 +259,7 @@ def test_what_cannot_be_written_is_refused_in_one_line(
 @pytest.fixture
 def small_bundle(tmp_path: Path) -> Path:
     """The hippocampus bundle with a small network that finds every label somewhere."""
-    bundle = made_bundle.copied_bundle(find_bundle("hippocampus_mri"), tmp_path)
+    bundle = made_bundle.one_view(made_bundle.copied_bundle(find_bundle("hippocampus_mri"), tmp_path))
     for name in ("inference", "evaluate"):
         config = made_bundle.read_config(bundle, name)
         config["network_def"] |= {"base_filters": 2, "mlfc_iterations": 0}
@@ -368,14 +368,14 @@ def test_trt_export_gives_the_same_logits(tmp_path: Path, require: Require) -> N
         str(configs / "metadata.json"),
         str(configs / "inference.yaml"),
         precision="fp32",
-        input_shape=[1, 3, 64, 48],
+        input_shape=[1, 5, 64, 48],
         dynamic_batchsize=[1, 4, 16],
         device=0,
     )
     assert torch_tensorrt.__version__
     program = torch.jit.load(tmp_path / "model_trt.ts").cuda()
     network = load_bundle(bundle, device="cuda").network
-    x = image(3, 64, 48, channels=3).cuda()
+    x = image(3, 64, 48, channels=5).cuda()
     with torch.no_grad():
         expected, found = network(x), program(x)
     assert float((found - expected).abs().max()) <= 0.01 * float(expected.max() - expected.min())  # TF32 multiplies

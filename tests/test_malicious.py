@@ -28,7 +28,7 @@ NAME = "hippocampus_mri"
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small bundle in whose place a spoilt one is put; the real one's files, but weights of little width."""
     bundle = made_bundle.copied_bundle(find_bundle(NAME), tmp_path_factory.mktemp("good"))
-    made_bundle.random_weights(bundle, torch.zeros(1, 3, 64, 48))
+    made_bundle.random_weights(bundle, torch.zeros(1, 5, 64, 48))
     config = made_bundle.read_config(bundle, "inference")
     for name in ("train", "evaluate"):
         other = made_bundle.read_config(bundle, name)

@@ -86,6 +86,8 @@ class Records:
         there = set(record.outputs) | ({"measures"} if record.measures is not None else set())
         if not wanted <= there or not all(self._is_whole(record.outputs[kind]) for kind in wanted - {"measures"}):
             return None
+        name = Path(record.label_map).name.rpartition("_seg")[0]
+        shutil.rmtree(self._staging(name), ignore_errors=True)  # of a run killed when everything was in place
         return record
 
     def write(
@@ -98,7 +100,7 @@ class Records:
             writers: kind → (file name in the folder, what writes it); the label map is put in place last.
             facts: the other fields of the :class:`Record`.
         """
-        staging = self.folder / f".{name}{STAGING_ENDING}"
+        staging = self._staging(name)
         shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
         staging.mkdir(parents=True)
         try:
@@ -121,6 +123,10 @@ class Records:
             shutil.rmtree(staging, ignore_errors=True)
         self._known[record.source, record.input_sha256] = record
         return record
+
+    def _staging(self, name: str) -> Path:
+        """Where the files of a source are made."""
+        return self.folder / f".{name}{STAGING_ENDING}"
 
     def _is_whole(self, output: Mapping[str, str]) -> bool:
         with suppress(OSError):

@@ -202,7 +202,7 @@ def _training_values(plan: Plan) -> dict[str, Any]:
 def _with_own_keys(text: str, plan: Plan, listing: Listing) -> str:
     """What the shipped training leaves at its default or sets for its own data, and comments on that data."""
     sides = [0] if plan["mirror_left_right"] else []
-    text = re.sub(r"^(  sampler:).*$", r"\1", text, flags=re.M)
+    text = re.sub(r"^(  (?:dataset|sampler):) +#.*$", r"\1", text, flags=re.M)
     text = re.sub(r"^( +)(empty:.*)$", rf"\1\2\n\1balance: {str(bool(plan['balance'])).lower()}", text, flags=re.M)
     if listing.regions:
         regions = [list(region.values) for region in listing.regions]

@@ -71,6 +71,18 @@ def test_a_second_run_does_nothing_and_says_so(bundle: Path, tmp_path: Path, com
     assert len(computed) == 6
 
 
+def test_what_a_killed_run_left_beside_a_whole_result_goes(bundle: Path, tmp_path: Path, computed: list[str]) -> None:
+    images(tmp_path / "in", 1)
+    first = run(tmp_path / "in", bundle, tmp_path / "out")
+    name = next(iter(first.written.values())).name.partition("_seg")[0]
+    left = tmp_path / "out" / f".{name}.partial"
+    left.mkdir()
+    (left / "x").write_bytes(b"half")
+    assert run(tmp_path / "in", bundle, tmp_path / "out").skipped == first.written
+    assert len(computed) == 1
+    assert not left.exists()
+
+
 def test_content_decides_and_not_place_or_time(bundle: Path, tmp_path: Path, computed: list[str]) -> None:
     first, second, third = images(tmp_path / "in", 3)
     run(tmp_path / "in", bundle, tmp_path / "out")

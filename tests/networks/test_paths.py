@@ -76,7 +76,8 @@ def network_and_batches(test_data: Path) -> tuple[nn.Module, list[Tensor]]:
     predictor.network = recording
     for image in sorted((test_data / "hippocampus" / "imagesTr").glob("hippocampus_*.nii.gz"))[:2]:
         assert predictor.predict(image).label_map.any()
-    return network, batches
+    sizes = batches[0].shape[1:]  # of one slicing axis: some paths take images of one size only
+    return network, [batch for batch in batches if batch.shape[1:] == sizes]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

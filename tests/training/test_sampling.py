@@ -133,6 +133,7 @@ def test_less_than_a_batch_is_refused() -> None:
     assert caught.value.code == "DATASET_TOO_SMALL"
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core
 def test_the_loader_gives_the_same_batches_with_workers_as_without() -> None:
     data = slices(roi=(3, 3))
     found = []

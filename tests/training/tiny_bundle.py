@@ -18,13 +18,11 @@ def tiny_bundle(folder: Path, folds: int = 3) -> dict[str, Any]:
     """Makes ``bundle`` and ``data`` in a folder; returns overrides for a training there."""
     bundle = folder / "bundle"
     shutil.copytree(ROOT / "bundles" / "hippocampus_mri" / "configs", bundle / "configs")
+    made_bundle.one_view(bundle, (32, 32))
     for name in ("train", "evaluate", "inference"):
         config = made_bundle.read_config(bundle, name)
         config["network_def"]["base_filters"] = 2
         config["network_def"]["mlfc_iterations"] = 1
-        config["inferer"]["roi_size"] = [32, 32]
-        if name == "train":
-            config["train"]["dataset"]["roi_size"] = [32, 32]
         made_bundle.write_config(bundle, name, config)
     made_bundle.without_contract(bundle)
     split = {
