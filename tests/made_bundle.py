@@ -67,7 +67,7 @@ def without_cleaning(bundle: Path) -> Path:
 
 
 def one_view(bundle: Path, roi_size: tuple[int, int] = (64, 48)) -> Path:
-    """Lets a copied hippocampus bundle look at sagittal slices alone, with one neighbour on either side, in one window."""
+    """Lets a copied hippocampus bundle see sagittal slices alone, with one neighbour on either side, in one window."""
     for name in ("train", "evaluate", "inference"):
         config = read_config(bundle, name)
         config["network_def"]["in_channels"] = 3
