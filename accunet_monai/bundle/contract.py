@@ -3,7 +3,7 @@
 It stands in a bundle's ``configs/metadata.json``::
 
     "input_contract": {
-      "made_from": "the 79 training cases, their ranges widened by 20 %",
+      "made_from": "the 80 training cases, their ranges widened by 20 %",
       "rules": [
         {"quantity": "modality", "allowed": ["MR"], "otherwise": "refuse"},
         {"quantity": "extent_mm", "range": [[0, 55], [0, 75], [0, 60]], "otherwise": "refuse"},
