@@ -73,11 +73,17 @@ def one_view(bundle: Path, roi_size: tuple[int, int] = (64, 48)) -> Path:
         config["network_def"]["in_channels"] = 3
         for key in ("views", "mode"):
             del config["inferer"][key]
-        slices = {"spatial_dim": 0, "roi_size": list(roi_size), "context_slices": 1}
-        config["inferer"] |= slices
-        if name == "train":
-            config["train"]["dataset"] |= slices
+        sections = [config["inferer"], *([config["train"]["dataset"]] if name == "train" else [])]
+        for section in sections:
+            section |= {"spatial_dim": 0, "roi_size": list(roi_size), "context_slices": 1}  # no YAML aliases
         write_config(bundle, name, config)
+    metadata = bundle / "configs" / "metadata.json"
+    told = json.loads(metadata.read_text(encoding="utf-8"))
+    told["network_data_format"]["inputs"]["image"] |= {
+        "num_channels": 3,
+        "channel_def": {"0": "slice before", "1": "slice", "2": "slice after"},
+    }
+    metadata.write_text(json.dumps(told), encoding="utf-8")
     return bundle
 
 

@@ -64,7 +64,7 @@ def test_a_whole_head_does_not_reach_the_hippocampus_network() -> None:
             predictor.predict(image)
         assert caught.value.code == "INPUT_CONTRACT"
         assert "extent_mm is " in str(caught.value)
-    assert "expected 0 to 60 × 0 to 84 × 0 to 66 (left to right" in str(caught.value)
+    assert "expected 0 to 60 × 0 to 85 × 0 to 66 (left to right" in str(caught.value)
 
 
 @pytest.mark.usefixtures("no_network")
@@ -88,9 +88,9 @@ def test_a_crop_passes_and_an_odd_one_is_flagged() -> None:
     assert predictor.predict(crop()).breaches == ()
     flagged = predictor.predict(crop((20, 51, 36))).breaches
     assert [(breach.quantity, breach.otherwise) for breach in flagged] == [("extent_mm", "warn")]
-    assert "extent_mm is 20 × 51 × 36, expected 25.6 to 50.4 × 32 to 69.6 × 19.2 to 55.2" in str(flagged[0])
+    assert "extent_mm is 20 × 51 × 36, expected 25.6 to 50.4 × 32 to 70.8 × 21.6 to 55.2" in str(flagged[0])
     background = crop()
-    background = Volume(np.where(background.array > 120, background.array, 0), background.affine_ras)
+    background = Volume(np.where(background.array > 110, background.array, 0), background.affine_ras)
     assert [breach.quantity for breach in predictor.predict(background).breaches] == [
         "relative_median", "relative_deviation",
     ]  # fmt: skip
