@@ -28,6 +28,7 @@ from accunet_monai.datasets import (
     Split,
     cases_for_folds,
     content_digest,
+    dataset_digest,
     folds_by_subject,
     labelled_cases,
     read_split,
@@ -300,13 +301,16 @@ class _CrossValidation:
         return write_report(folder, rows, self.title, about=about)
 
     def _predict(self, fold: int, cases: Sequence[Case]) -> list[_Case]:
-        """The fold's cases with label maps that are not cleaned; what these very weights made is not made again."""
+        """The fold's cases with label maps that are not cleaned; not made again of the same weights, config, images."""
         raw, weights = self.folder(fold) / "raw", self.folder(fold) / LAST_WEIGHTS
-        made_by, digest = raw / "weights.sha256", content_digest(weights)
-        if not made_by.is_file() or made_by.read_text(encoding="utf-8") != digest:
+        config = self.bundle / "configs" / "inference.yaml"
+        images = dataset_digest({"case": case["case"], "image": case["image"]} for case in cases)
+        sources = f"weights {content_digest(weights)}\nconfig {content_digest(config)}\nimages {images}\n"
+        made_of = raw / "made_of.sha256"
+        if not made_of.is_file() or made_of.read_text(encoding="utf-8") != sources:
             shutil.rmtree(raw, ignore_errors=True)
-            with atomic_output(made_by) as stream:
-                stream.write(digest.encode())
+            with atomic_output(made_of) as stream:
+                stream.write(sources.encode())
         found = [_Case(case, self.folder(fold)) for case in cases]
         missing = [case for case in found if not case.raw.is_file()]
         if missing:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -189,6 +190,13 @@ def test_a_fold_that_was_trained_on_other_cases_is_not_taken_for_this_one(
     assert capsys.readouterr().out.count("fold 1: warning: its training did not keep which cases") == 1
     assert [path.stat().st_mtime_ns for path in raw] == before
     assert (out / "fold_1" / "raw" / f"{CASES[2]}.nii.gz").stat().st_mtime_ns > made  # its weights are others
+    paths = (raw[0], out / "fold_1" / "raw" / f"{CASES[2]}.nii.gz")
+    before = [path.stat().st_mtime_ns for path in paths]
+    image = tmp_path / "data" / "imagesTr" / f"{CASES[0]}.nii.gz"
+    edited = nib.load(image)
+    nib.save(nib.Nifti1Image(np.asarray(edited.dataobj)[:, ::-1].copy(), edited.affine), image)
+    resumed()
+    assert [path.stat().st_mtime_ns > made for path, made in zip(paths, before, strict=True)] == [True, False]
 
 
 def test_drawn_folds_leave_out_what_the_split_holds_out(tmp_path: Path) -> None:
