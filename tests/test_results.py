@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from accunet_monai.evaluation import read_rows, summarise
+from accunet_monai.evaluation import compare, read_rows, summarise
 from accunet_monai.evaluation.summary import Summary
 from tests.pages import blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/results.md"
-TABLES = {"ACC-UNet": "hippocampus_acc_unet.csv"}
+TABLES = {"ACC-UNet": "hippocampus_acc_unet.csv", "BasicUNet": "hippocampus_basic_unet.csv"}
 
 
 @pytest.mark.parametrize("network", TABLES)
@@ -50,11 +50,21 @@ def test_the_code_of_the_page_prints_its_figures(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    for block in blocks(RESULTS):
-        exec(block.text, {})
+    (code,) = (block.text for block in blocks(RESULTS) if block.language == "python")
+    exec(code, {})
     printed = capsys.readouterr().out.splitlines()
     overall = _summary("ACC-UNet").overall["dice"]
     assert printed[2] == f"mean {overall.mean:.3f} [{overall.low:.3f}, {overall.high:.3f}]"
+
+
+def test_the_stated_difference_is_the_paired_one() -> None:
+    a, b = (read_rows(ROOT / "docs/results" / TABLES[network]) for network in ("ACC-UNet", "BasicUNet"))
+    found = compare(a, b)
+    change = found.overall
+    stated = f"{change.mean:.3f} [{change.low:.3f}, {change.high:.3f}]"
+    for page in (RESULTS, ROOT / "README.md"):
+        assert stated in " ".join(page.read_text(encoding="utf-8").split())
+    assert f"better on {found.better} of the {change.cases}" in RESULTS.read_text(encoding="utf-8")
 
 
 def _summary(network: str) -> Summary:
